@@ -1,0 +1,29 @@
+"""All that the author of a plug-in imports; importing it costs no torch."""
+
+from __future__ import annotations
+
+from harness.bits import BitSpec
+from harness.errors import HarnessError
+from harness.method import (
+    SIMULATED,
+    Deviation,
+    LayerReport,
+    Method,
+    QuantContext,
+    QuantReport,
+    Reproduction,
+    Unsupported,
+)
+
+__all__ = [
+    "SIMULATED",
+    "BitSpec",
+    "Deviation",
+    "HarnessError",
+    "LayerReport",
+    "Method",
+    "QuantContext",
+    "QuantReport",
+    "Reproduction",
+    "Unsupported",
+]

@@ -1,0 +1,194 @@
+"""The contract between the harness and a quantization method.
+
+A method is an object found through the entry point group ``harness.methods``. It sees this contract and the
+toolkit in ``harness.quant``, never the harness around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from harness.bits import BitSpec
+from harness.errors import CalibrationForbiddenError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from harness.models.families.base import Family
+    from harness.quant.calibration import CalibrationPool
+
+SIMULATED = "simulated"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unsupported:
+    """Why a method cannot run on a family, a width or this device; one line, shown in the table."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Deviation:
+    """One place where the implementation is not the paper's text.
+
+    Attributes:
+        kind: ``deviation`` (the paper says otherwise), ``reconstructed`` (the paper is silent or
+            contradicts itself) or ``adaptation`` (the paper treats another kind of model).
+        what: What is done here, and what the paper has.
+        why: The reason.
+    """
+
+    kind: str
+    what: str
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reproduction:
+    """Where a method comes from and how far this implementation can be held against it.
+
+    Attributes:
+        title: Title of the paper.
+        source: arXiv number or venue.
+        code: Whether and where the authors released code.
+        rows: Published rows one would hold ours against, each as a printed line with its table.
+        deviations: Every known difference.
+    """
+
+    title: str
+    source: str
+    code: str
+    rows: tuple[str, ...] = ()
+    deviations: tuple[Deviation, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerReport:
+    """What became of one linear.
+
+    Attributes:
+        name: Qualified module name.
+        w_bits: Weight bits stored.
+        a_bits: Activation bits, averaged over the sampling steps where a step policy changes them.
+        group: Input-channel group size of the weight grid, 0 for per output channel.
+        symmetric: Whether the weight grid is symmetric.
+        transform: ``none``, ``scale``, ``hadamard-128``, ``kronecker-16x16``, ... joined by ``+``.
+        parameters: Number of weights.
+        error: Relative output error ||y_q - y||^2 / ||y||^2 on calibration inputs, None if not measured.
+    """
+
+    name: str
+    w_bits: int
+    a_bits: float
+    group: int
+    symmetric: bool
+    transform: str
+    parameters: int
+    error: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuantReport:
+    """What a method did; everything in it is shown or stored with the artifact.
+
+    Attributes:
+        execution: ``simulated`` or ``kernel:<name>``.
+        layers: One entry for each quantized linear.
+        calibration_clips: Prompts whose trajectories were recorded.
+        calibration_forwards: Denoiser evaluations spent, pool included, each guidance branch counted.
+        calibration_samples: (prompt, timestep) samples the method was fitted on.
+        seconds: Wall time of the calibration.
+        peak_bytes: Peak resident or device memory of the calibration.
+        notes: Anything a reader of the table must know, one line each.
+        curves: Named series (loss curves, token mass, chosen timesteps) kept with the artifact.
+    """
+
+    execution: str
+    layers: tuple[LayerReport, ...]
+    calibration_clips: int = 0
+    calibration_forwards: int = 0
+    calibration_samples: int = 0
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    notes: tuple[str, ...] = ()
+    curves: dict[str, list[float]] = field(default_factory=dict)
+
+
+def _silent(fraction: float, text: str) -> None:
+    """Discard progress."""
+
+
+@dataclass(kw_only=True)
+class QuantContext:
+    """All that a method may use besides the transformer itself.
+
+    Attributes:
+        bits: Nominal widths of the row.
+        options: Instance of the method's ``Options``.
+        family: Facts about the model family: blocks, shared inputs, folds.
+        device: Where the transformer lives.
+        seed: Seed of everything random in the method.
+        figures: Folder for plots the method leaves behind, None to leave none.
+        progress: ``progress(fraction, text)``, shown to the user with the time left.
+        pool: Recorded trajectories; reach it through ``calibration``.
+        data_free: Set by the harness from the method; touching ``calibration`` is then an error.
+    """
+
+    bits: BitSpec
+    options: Any
+    family: Family
+    device: torch.device
+    seed: int = 0
+    figures: Path | None = None
+    progress: Callable[[float, str], None] = _silent
+    pool: CalibrationPool | None = None
+    data_free: bool = False
+
+    @property
+    def calibration(self) -> CalibrationPool:
+        """The recorded trajectories of the calibration prompts.
+
+        Raises:
+            CalibrationForbiddenError: The method is declared data-free, or no pool was recorded.
+        """
+        if self.data_free or self.pool is None:
+            raise CalibrationForbiddenError(
+                "calibration data was asked for by a method that declares needs_calibration = False",
+                "set needs_calibration = True, or do not touch ctx.calibration",
+            )
+        return self.pool
+
+    def generator(self, salt: int = 0) -> torch.Generator:
+        """A CPU generator seeded by the calibration seed and ``salt``."""
+        import torch
+
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + salt)
+
+
+@runtime_checkable
+class Method(Protocol):
+    """A quantization method.
+
+    Attributes:
+        name: What the user types.
+        version: Raised when the same options give another artifact; part of the artifact's key.
+        Options: Frozen dataclass of the method's knobs with the paper's defaults.
+        needs_calibration: Whether trajectories are recorded for it; False forbids touching them.
+        reproduction: Source and known deviations.
+    """
+
+    name: str
+    version: int
+    Options: type
+    needs_calibration: bool
+    reproduction: Reproduction
+
+    def supports(self, family: str, bits: BitSpec) -> Unsupported | None:
+        """Say why this row cannot be made, or None."""
+
+    def quantize_(self, transformer: nn.Module, ctx: QuantContext) -> QuantReport:
+        """Replace the target linears of ``transformer`` by quantized ones, in place."""

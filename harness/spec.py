@@ -1,0 +1,178 @@
+"""The values that describe an experiment: model, generation, prompts, cells, records.
+
+Everything here is plain data, immutable, and free of torch, so that planning and reporting stay light.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class Status(enum.StrEnum):
+    """How a cell or a value ended."""
+
+    OK = "ok"
+    UNSUPPORTED = "unsupported"
+    OOM = "oom"
+    TIMEOUT = "timeout"
+    KILLED = "killed"
+    ERROR = "error"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenSpec:
+    """How a clip is generated; part of every clip's key.
+
+    Attributes:
+        height: Frame height in pixels.
+        width: Frame width in pixels.
+        frames: Frames a clip.
+        fps: Frames a second of the written video.
+        steps: Denoising steps.
+        guidance: Classifier-free guidance scale; 1 switches it off.
+        dtype: Computing dtype, ``float32``, ``bfloat16`` or ``float16``.
+        max_text_tokens: Length the prompt is padded or cut to.
+        attention: Requested attention backend, ``default`` for the library's own choice.
+        compile: Whether the denoiser runs through ``torch.compile``.
+        scheduler: Overrides of the scheduler's configuration, sorted pairs.
+    """
+
+    height: int
+    width: int
+    frames: int
+    fps: int
+    steps: int
+    guidance: float
+    dtype: str = "float32"
+    max_text_tokens: int = 226
+    attention: str = "default"
+    compile: bool = False
+    scheduler: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSpec:
+    """A model by name, hub id or folder.
+
+    Attributes:
+        name: What the user types and the table prints.
+        repo: Hub id or absolute folder in diffusers format.
+        revision: Commit of the hub repository; empty until resolved and locked at first use.
+        family: Name of the entry in ``harness.models.families``.
+        gen: The generation settings the model is normally run with.
+        variant: A derived form of the same weights (``outliers`` for ``shapes-outliers``), else empty.
+        judge: Name of a model-specific metric group (``oracle`` for the bundled model), else empty.
+    """
+
+    name: str
+    repo: str
+    family: str
+    gen: GenSpec
+    revision: str = ""
+    variant: str = ""
+    judge: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """One prompt of a suite; ``id`` names files, never the text."""
+
+    id: str
+    text: str
+    tags: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptSuite:
+    """A versioned set of prompts.
+
+    Attributes:
+        name: What the user types.
+        version: Raised with any change of the texts.
+        role: ``eval`` or ``calibration``; the planner refuses overlap between the two.
+        prompts: In order; ``--limit n`` takes the first n.
+        digest: sha256 of the canonical JSON of the prompts used.
+    """
+
+    name: str
+    version: int
+    role: str
+    prompts: tuple[Prompt, ...]
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MethodSpec:
+    """A method with its options, as one row of the experiment.
+
+    Attributes:
+        name: Registered name of the method.
+        label: What the table prints; the name unless the experiment file gives another.
+        options: Options that differ from the method's defaults, sorted pairs of JSON values.
+        calibration_seed: Seed of everything random in the calibration.
+    """
+
+    name: str
+    label: str
+    options: tuple[tuple[str, Any], ...] = ()
+    calibration_seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One row of the table: a model quantized by a method at a width, on a suite.
+
+    Attributes:
+        bits: ``w4a6`` and the like; ``fp`` for rows that are not quantized (``fp``, ``control``).
+    """
+
+    model: ModelSpec
+    method: MethodSpec
+    bits: str
+    suite: str
+    gen: GenSpec
+    seeds: tuple[int, ...] = (0,)
+
+    @property
+    def id(self) -> str:
+        """Name of the cell, unique in a run and fit for a folder."""
+        return f"{self.model.name}--{self.method.label}--{self.bits}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """One value: the only thing that tables, comparisons and gates read.
+
+    Attributes:
+        cell: ``Cell.id``.
+        metric: Name of the metric, e.g. ``psnr_db``.
+        prompt: Prompt id; empty for a value of the whole cell.
+        seed: Seed of the initial noise; -1 for a value of the whole cell.
+        value: The number; None where the status is not ``ok``.
+        unit: ``dB``, ``s``, ``bytes``, ``ratio``, ``bool``, ``margin``, ``bits``...
+        better: ``higher``, ``lower`` or ``none``.
+        key: Store key of what the value was computed from.
+        at: UTC time in ISO format when the value was computed.
+        detail: Reason for a status other than ``ok``, or a qualifier such as ``simulated``.
+    """
+
+    run: str
+    cell: str
+    model: str
+    method: str
+    bits: str
+    suite: str
+    metric: str
+    prompt: str
+    seed: int
+    value: float | None
+    unit: str
+    better: str
+    status: Status = Status.OK
+    key: str = ""
+    at: str = ""
+    detail: str = ""
+    schema: int = field(default=1)
