@@ -178,6 +178,7 @@ class Method(Protocol):
         version: Raised when the same options give another artifact; part of the artifact's key.
         Options: Frozen dataclass of the method's knobs with the paper's defaults.
         needs_calibration: Whether trajectories are recorded for it; False forbids touching them.
+        unquantized: A reference row (``fp``, ``control``): one row, whatever widths were asked for.
         reproduction: Source and known deviations.
     """
 
@@ -185,6 +186,7 @@ class Method(Protocol):
     version: int
     Options: type
     needs_calibration: bool
+    unquantized: bool
     reproduction: Reproduction
 
     def supports(self, family: str, bits: BitSpec) -> Unsupported | None:

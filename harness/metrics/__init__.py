@@ -1,0 +1,1 @@
+"""Metrics: fidelity to the unquantized model, the oracle of the bundled model, VBench."""

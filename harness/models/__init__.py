@@ -1,0 +1,1 @@
+"""Models: the table of known models, their families and the bundled model."""
