@@ -1,0 +1,160 @@
+"""How close a clip is to the unquantized model's clip from the same noise.
+
+All values are paired: same prompt, same seed, same cohort. Frames are compared before lossy encoding.
+
+    psnr_db        from the mean squared error of the whole clip, peak 255, capped at 100 dB
+    ssim           Wang et al. 2004 (Gaussian 11 x 11, sigma 1.5), mean over frames
+    latent_cosine  cosine of the final latents
+    latent_error   ||x - x_fp||^2 / ||x_fp||^2 of the final latents
+    lpips          Zhang et al. 2018 (AlexNet), mean over frames; only where its weights are on disk
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    import torch
+
+VERSION = 1
+PSNR_CAP_DB = 100.0  # identical frames have no finite PSNR; the cap keeps their mean defined
+_PEAK = 255.0
+_BATCH = 4  # frames at a time: SSIM holds five filtered copies of each
+
+
+def fidelity(
+    frames: np.ndarray, frames_fp: np.ndarray, latents: torch.Tensor, latents_fp: torch.Tensor
+) -> dict[str, float]:
+    """Compare a clip with its reference.
+
+    Args:
+        frames: The clip, uint8 ``[frames, height, width, 3]``.
+        frames_fp: The reference clip, same shape.
+        latents: Final latents of the clip, any shape.
+        latents_fp: Final latents of the reference, same shape.
+
+    Returns:
+        ``psnr_db``, ``ssim``, ``latent_cosine``, ``latent_error``.
+
+    Raises:
+        HarnessError: Shapes or types differ, or latents are not finite.
+    """
+    _check_frames(frames, frames_fp)
+    cosine, error = _latent_distances(latents, latents_fp)
+    return {
+        "psnr_db": _psnr_db(frames, frames_fp),
+        "ssim": _ssim(frames, frames_fp),
+        "latent_cosine": cosine,
+        "latent_error": error,
+    }
+
+
+def lpips_unavailable() -> str:
+    """Why LPIPS cannot be computed here, in one line; empty where it can. Never downloads."""
+    import torch
+
+    try:
+        from torchvision.models import AlexNet_Weights
+    except ImportError:
+        return "torchvision is not installed (pip install 'vdit-quant-harness[lpips]')"
+    name = Path(AlexNet_Weights.IMAGENET1K_V1.url).name
+    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    return "" if path.is_file() else f"AlexNet weights are not at {path}"
+
+
+def lpips(frames: np.ndarray, frames_fp: np.ndarray) -> float:
+    """LPIPS of a clip against its reference, mean over frames.
+
+    Args:
+        frames: The clip, uint8 ``[frames, height, width, 3]``.
+        frames_fp: The reference clip, same shape.
+
+    Raises:
+        HarnessError: The backbone's weights are not on this machine.
+    """
+    reason = lpips_unavailable()
+    if reason:
+        raise HarnessError(f"lpips cannot be computed: {reason}", "leave lpips out, or fetch it")
+    import torch
+    from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
+
+    _check_frames(frames, frames_fp)
+    total = 0.0
+    for start in range(0, len(frames), _BATCH):
+        pair = (_batch(x[start : start + _BATCH]) / _PEAK for x in (frames, frames_fp))
+        with torch.inference_mode():
+            total += float(
+                learned_perceptual_image_patch_similarity(
+                    *pair, net_type="alex", reduction="sum", normalize=True
+                )
+            )
+    return total / len(frames)
+
+
+def _check_frames(frames: np.ndarray, frames_fp: np.ndarray) -> None:
+    """Refuse anything but two uint8 clips of one shape."""
+    for clip in (frames, frames_fp):
+        if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[-1] != 3 or not clip.size:
+            raise HarnessError(
+                f"a clip is uint8 [frames, height, width, 3], not {clip.dtype} {list(clip.shape)}",
+                "hand over the decoded frames",
+            )
+    if frames.shape != frames_fp.shape:
+        raise HarnessError(
+            f"clip {list(frames.shape)} and reference {list(frames_fp.shape)} differ in shape",
+            "compare clips of the same generation settings",
+        )
+
+
+def _psnr_db(frames: np.ndarray, frames_fp: np.ndarray) -> float:
+    """PSNR from the squared error of the whole clip, capped."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
+    if np.array_equal(frames, frames_fp):
+        return PSNR_CAP_DB
+    value = peak_signal_noise_ratio(_batch(frames), _batch(frames_fp), data_range=_PEAK)
+    return min(PSNR_CAP_DB, float(value))
+
+
+def _ssim(frames: np.ndarray, frames_fp: np.ndarray) -> float:
+    """SSIM of each frame, averaged over the clip."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    total = 0.0
+    for start in range(0, len(frames), _BATCH):
+        pair = (_batch(x[start : start + _BATCH]) for x in (frames, frames_fp))
+        total += float(
+            structural_similarity_index_measure(*pair, data_range=_PEAK, reduction="sum")
+        )
+    return total / len(frames)
+
+
+def _latent_distances(latents: torch.Tensor, latents_fp: torch.Tensor) -> tuple[float, float]:
+    """Cosine and relative squared error of the latents, in double precision."""
+    if latents.shape != latents_fp.shape:
+        raise HarnessError(
+            f"latents {list(latents.shape)} and reference {list(latents_fp.shape)} differ in shape",
+            "compare clips of the same generation settings",
+        )
+    x, reference = latents.double().flatten(), latents_fp.double().flatten()
+    size, size_fp = float(x.norm()), float(reference.norm())
+    if not (np.isfinite(size) and np.isfinite(size_fp)) or size_fp == 0.0:
+        raise HarnessError(
+            "the final latents are not finite, or the reference is zero everywhere",
+            "the model diverged at these bits; try wider ones",
+        )
+    # An all-zero clip points nowhere: no agreement with the reference.
+    cosine = float(x @ reference) / (size * size_fp) if size else 0.0
+    return max(-1.0, min(1.0, cosine)), float((x - reference).square().sum()) / size_fp**2
+
+
+def _batch(frames: np.ndarray) -> torch.Tensor:
+    """``[frames, height, width, 3]`` uint8 to ``[frames, 3, height, width]`` float."""
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
