@@ -35,9 +35,6 @@ class GenSpec:
         guidance: Classifier-free guidance scale; 1 switches it off.
         dtype: Computing dtype, ``float32``, ``bfloat16`` or ``float16``.
         max_text_tokens: Length the prompt is padded or cut to.
-        attention: Requested attention backend, ``default`` for the library's own choice.
-        compile: Whether the denoiser runs through ``torch.compile``.
-        scheduler: Overrides of the scheduler's configuration, sorted pairs.
     """
 
     height: int
@@ -48,9 +45,6 @@ class GenSpec:
     guidance: float
     dtype: str = "float32"
     max_text_tokens: int = 226
-    attention: str = "default"
-    compile: bool = False
-    scheduler: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,86 @@
+"""What the harness must know about a family of video diffusion transformers.
+
+Facts only: which modules are the blocks, which linears read the same tensor, and where a channel scale of that
+tensor can be folded so that it costs nothing at run time. The folding itself is ``fold.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModulationFold:
+    """Fold into the linear that produces the adaLN shift and scale (PTQ4DiT, arXiv 2405.16005, eq. 19-21).
+
+    Attributes:
+        linear: The modulation linear, relative to the block.
+        chunks: Equal chunks its output is split into.
+        pairs: (shift, scale) chunk indices, one pair for each stream that feeds the group.
+    """
+
+    linear: str
+    chunks: int
+    pairs: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ValueFold:
+    """Fold into the value projections: an attention output channel is a token mix of one value channel.
+
+    Attributes:
+        linears: Every value projection that feeds the same attention sum, relative to the block.
+    """
+
+    linears: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InputGroup:
+    """Linears that read the same tensor and therefore share input transform and activation grid.
+
+    Attributes:
+        name: ``attn_in``, ``attn_out``, ``ff_in``, ``ff_out``, ...
+        linears: Relative to the block.
+        fold: Where a channel scale of the shared input goes; None if it must be applied online.
+        modulation: The input is one conditioning vector for each sample, not a token sequence: the weights
+            are quantized at the nominal width, the activation stays at 16 bits.
+    """
+
+    name: str
+    linears: tuple[str, ...]
+    fold: ModulationFold | ValueFold | None = None
+    modulation: bool = False
+
+
+class Family(Protocol):
+    """Facts about one family.
+
+    Attributes:
+        name: Registered name.
+        streams: Block keyword arguments that the block returns updated, in its return order.
+        video_stream: The one of ``streams`` that holds the video tokens.
+    """
+
+    name: str
+    streams: tuple[str, ...]
+    video_stream: str
+
+    def blocks(self, transformer: nn.Module) -> list[tuple[str, nn.Module]]:
+        """Qualified names and modules of the transformer blocks, in execution order."""
+
+    def groups(self, block: nn.Module) -> tuple[InputGroup, ...]:
+        """Input groups of a block; together they name every target linear once."""
+
+
+def target_linears(family: Family, transformer: nn.Module) -> dict[str, InputGroup]:
+    """Every linear that a method has to quantize, by qualified name, with its group."""
+    return {
+        f"{name}.{linear}": group
+        for name, block in family.blocks(transformer)
+        for group in family.groups(block)
+        for linear in group.linears
+    }

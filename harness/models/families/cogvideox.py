@@ -1,0 +1,48 @@
+"""CogVideoX (arXiv 2408.06072): one joint stream of text and video tokens through shared linears.
+
+Both norms of a block emit shift, scale and gate for video (chunks 0-2) and text (chunks 3-5) from one
+modulation linear; the LayerNorm between is affine and shared by both, so it is never scaled itself.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from harness.models.families.base import InputGroup, ModulationFold, ValueFold
+
+_PAIRS = ((0, 1), (3, 4))
+
+
+class CogVideoX:
+    """Facts about ``CogVideoXTransformer3DModel``."""
+
+    name = "cogvideox"
+    streams = ("hidden_states", "encoder_hidden_states")
+    video_stream = "hidden_states"
+
+    def blocks(self, transformer: nn.Module) -> list[tuple[str, nn.Module]]:
+        """Return ``transformer_blocks.<i>``."""
+        blocks = transformer.transformer_blocks
+        return [(f"transformer_blocks.{i}", block) for i, block in enumerate(blocks)]
+
+    def groups(self, block: nn.Module) -> tuple[InputGroup, ...]:
+        """Return the four token inputs and the two modulation inputs of a block."""
+        del block
+        return (
+            InputGroup(
+                name="attn_in",
+                linears=("attn1.to_q", "attn1.to_k", "attn1.to_v"),
+                fold=ModulationFold(linear="norm1.linear", chunks=6, pairs=_PAIRS),
+            ),
+            InputGroup(
+                name="attn_out", linears=("attn1.to_out.0",), fold=ValueFold(linears=("attn1.to_v",))
+            ),
+            InputGroup(
+                name="ff_in",
+                linears=("ff.net.0.proj",),
+                fold=ModulationFold(linear="norm2.linear", chunks=6, pairs=_PAIRS),
+            ),
+            InputGroup(name="ff_out", linears=("ff.net.2",)),
+            InputGroup(name="modulation1", linears=("norm1.linear",), modulation=True),
+            InputGroup(name="modulation2", linears=("norm2.linear",), modulation=True),
+        )

@@ -1,0 +1,85 @@
+"""Loading a diffusers pipeline from the hub, from a folder or from the package."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import HarnessError
+from harness.models.families import family, family_of_class
+from harness.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from torch import nn
+
+
+def load_pipeline(spec: ModelSpec, *, device: str, dtype: str) -> DiffusionPipeline:
+    """Load a pipeline in evaluation mode.
+
+    Args:
+        spec: Folder in diffusers format, or hub id and revision.
+        device: ``cpu``, ``cuda``, ``cuda:1``.
+        dtype: ``float32``, ``bfloat16`` or ``float16``.
+
+    Raises:
+        HarnessError: The folder is no pipeline, the hub cannot be reached, or the family is not supported.
+    """
+    import torch
+    from diffusers import DiffusionPipeline
+
+    folder = Path(spec.repo)
+    if folder.is_absolute() and not (folder / "model_index.json").is_file():
+        raise HarnessError(
+            f"'{folder}' is not a pipeline in diffusers format (no model_index.json)",
+            "give a folder written by save_pretrained, or a model name: see `harness list models`",
+        )
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(
+            spec.repo,
+            revision=spec.revision or None,
+            torch_dtype=getattr(torch, dtype),
+            local_files_only=folder.is_absolute(),
+        )
+    except OSError as cause:
+        raise HarnessError(
+            f"model '{spec.name}' cannot be loaded from '{spec.repo}': {_first_line(cause)}",
+            "check the network and the id, or download it and give the folder",
+        ) from cause
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.to(device)
+    denoiser: nn.Module = pipeline.transformer
+    denoiser.eval().requires_grad_(False)
+    family_of_class(type(denoiser).__name__)
+    if spec.variant:
+        _derive_(pipeline, spec)
+    return pipeline
+
+
+def family_of_folder(folder: Path) -> str:
+    """Name the family of a pipeline folder without loading it.
+
+    Raises:
+        HarnessError: The folder is no pipeline or its family is not supported.
+    """
+    try:
+        index: dict[str, Any] = json.loads((folder / "model_index.json").read_text())
+    except (OSError, ValueError) as cause:
+        raise HarnessError(
+            f"'{folder}' is not a pipeline in diffusers format ({type(cause).__name__})",
+            "give a folder written by save_pretrained, or a model name: see `harness list models`",
+        ) from cause
+    return family_of_class(str(index.get("transformer", ["", ""])[1]))
+
+
+def _derive_(pipeline: DiffusionPipeline, spec: ModelSpec) -> None:
+    if spec.variant != "outliers":
+        raise HarnessError(f"model variant '{spec.variant}' is unknown", "known: outliers")
+    from harness.models.outliers import plant_outliers_
+
+    plant_outliers_(pipeline.transformer, family(spec.family))
+
+
+def _first_line(cause: BaseException) -> str:
+    return (str(cause).strip() or type(cause).__name__).splitlines()[0]

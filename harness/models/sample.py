@@ -1,0 +1,134 @@
+"""Sampling one clip the same way everywhere: same noise, same settings, frames before any codec."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from harness.spec import GenSpec
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+Hook = Callable[[int, torch.Tensor], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampled:
+    """A clip as generated.
+
+    Attributes:
+        frames: uint8 ``[frames, height, width, 3]``.
+        latents: Final latents as the scheduler left them, on the CPU.
+        seconds: Wall time of text encoding, denoising and decoding.
+    """
+
+    frames: np.ndarray
+    latents: torch.Tensor
+    seconds: float
+
+
+def initial_noise(pipeline: DiffusionPipeline, gen: GenSpec, seed: int) -> torch.Tensor:
+    """Draw the initial latents from a CPU generator, so that every device starts from the same noise.
+
+    Returns:
+        float32 ``[1, latent_frames, channels, height, width]`` on the CPU.
+    """
+    spatial, temporal = pipeline.vae_scale_factor_spatial, pipeline.vae_scale_factor_temporal
+    frames = (gen.frames - 1) // temporal + 1
+    patch = pipeline.transformer.config.patch_size_t
+    if patch is not None:
+        frames += -frames % patch
+    shape = (1, frames, pipeline.transformer.config.in_channels, gen.height // spatial, gen.width // spatial)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+
+
+def _run(
+    pipeline: DiffusionPipeline, text: str, gen: GenSpec, seed: int, on_step: Hook, output: str
+) -> Any:
+    def report(_: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        del timestep
+        on_step(step, values["latents"])
+        return values
+
+    dtype = pipeline.transformer.dtype
+    noise = initial_noise(pipeline, gen, seed).to(device=pipeline.device, dtype=dtype)
+    with torch.no_grad():
+        return pipeline(
+            prompt=text,
+            height=gen.height,
+            width=gen.width,
+            num_frames=gen.frames,
+            num_inference_steps=gen.steps,
+            guidance_scale=gen.guidance,
+            latents=noise,
+            max_sequence_length=gen.max_text_tokens,
+            output_type=output,
+            callback_on_step_end=report,
+            return_dict=False,
+        )[0]
+
+
+def denoise(
+    pipeline: DiffusionPipeline, text: str, gen: GenSpec, *, seed: int, on_step: Hook
+) -> None:
+    """Run the sampler without decoding.
+
+    Args:
+        pipeline: A loaded pipeline.
+        text: The prompt.
+        gen: Settings.
+        seed: Seed of the initial noise.
+        on_step: Called with the step index and the latents *after* that step.
+    """
+    _run(pipeline, text, gen, seed, on_step, "latent")
+
+
+def sample(pipeline: DiffusionPipeline, text: str, gen: GenSpec, *, seed: int) -> Sampled:
+    """Generate one clip."""
+    last: list[torch.Tensor] = []
+
+    def keep(step: int, latents: torch.Tensor) -> None:
+        del step
+        last[:] = [latents]
+
+    started = time.perf_counter()
+    video = _run(pipeline, text, gen, seed, keep, "np")[0]
+    seconds = time.perf_counter() - started
+    frames = np.round(np.clip(video, 0, 1) * 255).astype(np.uint8)
+    return Sampled(frames=frames, latents=last[0].cpu().float(), seconds=seconds)
+
+
+def denoiser_step(pipeline: DiffusionPipeline, gen: GenSpec) -> Callable[[], None]:
+    """Make a closed call of one denoising step at the model's shape, both guidance branches included."""
+    calls: list[dict[str, Any]] = []
+
+    class _Recorded(Exception):
+        pass
+
+    def grab(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if args:
+            raise TypeError("the pipeline passes positional arguments to its denoiser")
+        calls.append(kwargs)
+        raise _Recorded
+
+    handle = pipeline.transformer.register_forward_pre_hook(grab, with_kwargs=True)
+    try:
+        denoise(pipeline, "", gen, seed=0, on_step=lambda step, latents: None)
+    except _Recorded:
+        pass
+    finally:
+        handle.remove()
+
+    def step() -> None:
+        with torch.no_grad():
+            pipeline.transformer(**calls[0])
+        if pipeline.device.type == "cuda":
+            torch.cuda.synchronize(pipeline.device)
+
+    return step

@@ -1,0 +1,82 @@
+"""Quantization of activations: dynamic per token, dynamic per token and channel group, static per tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from harness.bits import IDENTITY_WIDTH
+from harness.quant.grid import Affine, affine, encode, fake_quantize, grouped
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ActivationSpec:
+    """How the input of a quantized linear is rounded.
+
+    Attributes:
+        bits: Width; 16 leaves the tensor alone.
+        symmetric: Grid without zero point.
+        group: Channels that share a step within a token; 0 for the whole token.
+        clip_low: Factor on the smallest value of the range, dynamic grids only.
+        clip_high: Factor on the largest value of the range, dynamic grids only.
+        static_low: Smallest value of a static per-tensor range; None makes the grid dynamic.
+        static_high: Largest value of a static per-tensor range.
+    """
+
+    bits: int
+    symmetric: bool = True
+    group: int = 0
+    clip_low: float = 1.0
+    clip_high: float = 1.0
+    static_low: float | None = None
+    static_high: float | None = None
+
+    @property
+    def is_static(self) -> bool:
+        """Whether the range was fixed at calibration."""
+        return self.static_low is not None
+
+    @property
+    def label(self) -> str:
+        """How reports name it."""
+        if self.bits == IDENTITY_WIDTH:
+            return "16 bit"
+        where = "per tensor, static" if self.is_static else "per token"
+        return f"{where}{f' x group {self.group}' if self.group else ''}"
+
+
+def activation_grid(x: Tensor, spec: ActivationSpec) -> Affine:
+    """Grid of an activation.
+
+    Args:
+        x: ``[..., tokens, in_features]``; with groups, ``[..., tokens, groups, group]``.
+        spec: How it is rounded; its width is below 16.
+
+    Returns:
+        Step and zero point that broadcast over ``x``.
+    """
+    if spec.static_low is not None and spec.static_high is not None:
+        low = torch.as_tensor(spec.static_low, dtype=x.dtype, device=x.device)
+        high = torch.as_tensor(spec.static_high, dtype=x.dtype, device=x.device)
+        return affine(low, high, spec.bits, symmetric=spec.symmetric)
+    if spec.symmetric and spec.clip_low == spec.clip_high:
+        high = x.abs().amax(-1, keepdim=True) * spec.clip_high
+        return affine(-high, high, spec.bits, symmetric=True)
+    low = x.amin(-1, keepdim=True) * spec.clip_low
+    return affine(low, x.amax(-1, keepdim=True) * spec.clip_high, spec.bits, symmetric=spec.symmetric)
+
+
+def quantize_activation(x: Tensor, spec: ActivationSpec) -> Tensor:
+    """Round an activation to its grid and come back; the identity at width 16."""
+    if spec.bits == IDENTITY_WIDTH:
+        return x
+    rows = grouped(x, spec.group) if spec.group else x
+    return fake_quantize(rows, activation_grid(rows, spec), spec.bits).reshape(x.shape)
+
+
+def activation_codes(x: Tensor, spec: ActivationSpec) -> Tensor:
+    """Integer codes of an activation, for verification and kernels; shape of ``x``."""
+    rows = grouped(x, spec.group) if spec.group else x
+    return encode(rows, activation_grid(rows, spec), spec.bits).reshape(x.shape)

@@ -1,0 +1,206 @@
+"""Recorded trajectories: every denoiser input of some prompts, on disk, from which methods choose.
+
+The pool is the same for every method; what a method does with it (which samples, how many) is the method's.
+Each denoiser call is one file, so memory does not grow with the number of prompts.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from harness.models.sample import denoise
+from harness.spec import GenSpec, Prompt
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+INDEX = "pool.json"
+
+
+class Sample(NamedTuple):
+    """One candidate: a prompt of the pool at a step of its trajectory."""
+
+    prompt: int
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DenoiserCall:
+    """The arguments of one denoiser call.
+
+    Attributes:
+        arguments: Keyword arguments as the pipeline passes them; tensors have the batch of all branches.
+        branches: Number of guidance branches stacked in the batch.
+    """
+
+    arguments: dict[str, Any]
+    branches: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CalibrationPool:
+    """Trajectories of the calibration prompts.
+
+    Attributes:
+        folder: Where the calls lie.
+        prompts: Ids of the prompts.
+        timesteps: Value of the timestep at each step, in sampling order.
+        branches: Guidance branches in a call.
+        forwards: Denoiser evaluations spent on recording, each branch counted.
+        seconds: Wall time of recording.
+    """
+
+    folder: Path
+    prompts: tuple[str, ...]
+    timesteps: tuple[float, ...]
+    branches: int
+    forwards: int
+    seconds: float
+
+    @classmethod
+    def open(cls, folder: Path) -> CalibrationPool:
+        """Open a recorded pool."""
+        facts = json.loads((folder / INDEX).read_text())
+        return cls(
+            folder=folder,
+            prompts=tuple(facts["prompts"]),
+            timesteps=tuple(facts["timesteps"]),
+            branches=facts["branches"],
+            forwards=facts["forwards"],
+            seconds=facts["seconds"],
+        )
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps of a trajectory."""
+        return len(self.timesteps)
+
+    def samples(self) -> Iterator[Sample]:
+        """Every candidate, prompt by prompt in sampling order."""
+        for prompt in range(len(self.prompts)):
+            for step in range(self.steps):
+                yield Sample(prompt, step)
+
+    def latent(self, sample: Sample) -> Tensor:
+        """Latent that enters the denoiser at a step, ``[1, ...]``; step ``steps`` is the final latent."""
+        if sample.step == self.steps:
+            return load_file(_final_path(self.folder, sample.prompt))["latent"]
+        return load_file(_call_path(self.folder, sample))["hidden_states"][:1]
+
+    def call(self, sample: Sample, device: torch.device | None = None) -> DenoiserCall:
+        """Arguments of the denoiser at a candidate."""
+        index = json.loads((self.folder / INDEX).read_text())
+        tensors = load_file(_call_path(self.folder, sample))
+        tensors |= load_file(self.folder / f"p{sample.prompt:04d}" / "fixed.safetensors")
+        arguments: dict[str, Any] = dict(index["constants"])
+        for name, count in index["tuples"].items():
+            arguments[name] = tuple(tensors.pop(f"{name}.{i}").to(device) for i in range(count))
+        arguments |= {name: value.to(device) for name, value in tensors.items()}
+        return DenoiserCall(arguments=arguments, branches=self.branches)
+
+
+def record_pool(
+    pipeline: DiffusionPipeline,
+    prompts: Sequence[Prompt],
+    gen: GenSpec,
+    *,
+    seed: int,
+    folder: Path,
+    progress: Callable[[float, str], None],
+) -> CalibrationPool:
+    """Run the full-precision sampler and keep every denoiser input.
+
+    Args:
+        pipeline: Full-precision pipeline.
+        prompts: Calibration prompts.
+        gen: Settings, the same as for the evaluation.
+        seed: The noise of prompt i has seed ``1_000_000 + 1000 * seed + i``, apart from evaluation seeds.
+        folder: Existing empty folder.
+        progress: Progress callback.
+    """
+    started = time.perf_counter()
+    recorder = _Recorder(folder)
+    handle = pipeline.transformer.register_forward_pre_hook(recorder, with_kwargs=True)
+    try:
+        for i, prompt in enumerate(prompts):
+            recorder.begin(i)
+            last: list[Tensor] = []
+            denoise(
+                pipeline, prompt.text, gen, seed=1_000_000 + 1000 * seed + i,
+                on_step=lambda step, latents, last=last: last.append(latents) or None,  # type: ignore[misc]
+            )  # fmt: skip
+            save_file({"latent": last[-1].cpu().contiguous()}, _final_path(folder, i))
+            progress((i + 1) / len(prompts), f"trajectory {i + 1}/{len(prompts)}")
+    finally:
+        handle.remove()
+    facts = {
+        "prompts": [p.id for p in prompts],
+        "timesteps": recorder.timesteps,
+        "branches": recorder.branches,
+        "forwards": recorder.calls * recorder.branches,
+        "seconds": time.perf_counter() - started,
+        "constants": recorder.constants,
+        "tuples": recorder.tuples,
+    }
+    (folder / INDEX).write_text(json.dumps(facts, indent=1))
+    return CalibrationPool.open(folder)
+
+
+_CHANGING = ("hidden_states", "timestep")
+
+
+class _Recorder:
+    """Forward pre-hook that writes the arguments of each denoiser call."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.calls = 0
+        self.branches = 0
+        self.timesteps: list[float] = []
+        self.constants: dict[str, Any] = {}
+        self.tuples: dict[str, int] = {}
+        self._prompt = 0
+        self._step = 0
+
+    def begin(self, prompt: int) -> None:
+        """Start the trajectory of a prompt."""
+        self._prompt, self._step = prompt, 0
+        (self.folder / f"p{prompt:04d}").mkdir()
+
+    def __call__(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if args:
+            raise TypeError("the pipeline passes positional arguments to its denoiser")
+        tensors, fixed = {}, {}
+        for name, value in kwargs.items():
+            if isinstance(value, Tensor):
+                (tensors if name in _CHANGING else fixed)[name] = value.detach().cpu().contiguous()
+            elif isinstance(value, tuple) and all(isinstance(v, Tensor) for v in value):
+                fixed |= {f"{name}.{i}": v.detach().cpu().contiguous() for i, v in enumerate(value)}
+                self.tuples[name] = len(value)
+            else:
+                self.constants[name] = value
+        save_file(tensors, _call_path(self.folder, Sample(self._prompt, self._step)))
+        if self._step == 0:
+            save_file(fixed, self.folder / f"p{self._prompt:04d}" / "fixed.safetensors")
+        if self._prompt == 0:
+            self.timesteps.append(float(kwargs["timestep"].flatten()[0]))
+        self.branches = kwargs["hidden_states"].shape[0]
+        self._step += 1
+        self.calls += 1
+
+
+def _call_path(folder: Path, sample: Sample) -> Path:
+    return folder / f"p{sample.prompt:04d}" / f"s{sample.step:04d}.safetensors"
+
+
+def _final_path(folder: Path, prompt: int) -> Path:
+    return folder / f"p{prompt:04d}" / "final.safetensors"

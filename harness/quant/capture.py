@@ -1,0 +1,130 @@
+"""Capturing what a block sees: its arguments at the chosen samples, and the inputs of its linears."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.models.families.base import Family
+from harness.quant.calibration import CalibrationPool, Sample
+
+
+class _Caught(Exception):
+    """Stops the forward pass once the first block was reached."""
+
+
+@dataclass(kw_only=True)
+class BlockInput:
+    """Arguments of a block at one sample.
+
+    Attributes:
+        sample: Prompt and step.
+        streams: The streams that blocks update, by argument name, each ``[branches, tokens, width]``.
+        fixed: The other arguments, the same for every block.
+    """
+
+    sample: Sample
+    streams: dict[str, Tensor]
+    fixed: dict[str, Any] = field(default_factory=dict)
+
+    def with_streams(self, streams: dict[str, Tensor]) -> BlockInput:
+        """Return the same sample with other stream values."""
+        return BlockInput(sample=self.sample, streams=streams, fixed=self.fixed)
+
+    def branch(self, index: int) -> BlockInput:
+        """Keep one guidance branch, batch 1."""
+        batch = next(iter(self.streams.values())).shape[0]
+
+        def take(value: Any) -> Any:
+            own = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch
+            return value[index : index + 1] if own else value
+
+        return BlockInput(
+            sample=self.sample,
+            streams={k: take(v) for k, v in self.streams.items()},
+            fixed={k: take(v) for k, v in self.fixed.items()},
+        )
+
+
+@torch.no_grad()
+def first_block_inputs(
+    transformer: nn.Module, family: Family, pool: CalibrationPool, samples: Sequence[Sample]
+) -> list[BlockInput]:
+    """Run the denoiser up to its first block and keep that block's arguments.
+
+    Args:
+        transformer: The denoiser.
+        family: Its facts.
+        pool: Recorded trajectories.
+        samples: Which candidates.
+
+    Returns:
+        One entry for each sample, in order.
+    """
+    _, first = family.blocks(transformer)[0]
+    device = next(transformer.parameters()).device
+    caught: list[dict[str, Any]] = []
+
+    def grab(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if args:
+            raise TypeError("the denoiser passes positional arguments to its blocks")
+        caught.append(kwargs)
+        raise _Caught
+
+    handle = first.register_forward_pre_hook(grab, with_kwargs=True)
+    try:
+        for sample in samples:
+            try:
+                transformer(**pool.call(sample, device).arguments)
+            except _Caught:
+                continue
+    finally:
+        handle.remove()
+    return [
+        BlockInput(
+            sample=sample,
+            streams={k: v.clone() for k, v in arguments.items() if k in family.streams},
+            fixed={k: v for k, v in arguments.items() if k not in family.streams},
+        )
+        for sample, arguments in zip(samples, caught, strict=True)
+    ]
+
+
+def run_block(block: nn.Module, family: Family, given: BlockInput) -> dict[str, Tensor]:
+    """Run a block; return the updated streams by name."""
+    out = block(**given.streams, **given.fixed)
+    out = out if isinstance(out, tuple) else (out,)
+    return dict(zip(family.streams, out, strict=True))
+
+
+@torch.no_grad()
+def run_block_over(
+    block: nn.Module, family: Family, inputs: Sequence[BlockInput]
+) -> list[BlockInput]:
+    """Run a block on every sample; the results are the next block's inputs."""
+    return [given.with_streams(run_block(block, family, given)) for given in inputs]
+
+
+@contextmanager
+def observing(
+    block: nn.Module, linears: Sequence[str], see: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """Call ``see(name, input)`` whenever one of the named linears of a block runs."""
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def call(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            see(name, args[0].detach())
+
+        return call
+
+    handles = [block.get_submodule(n).register_forward_pre_hook(hook(n)) for n in linears]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

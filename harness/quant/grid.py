@@ -1,0 +1,140 @@
+"""Uniform integer grids: scale and zero point, rounding, granularity.
+
+A *symmetric* grid of b bits has codes -2^(b-1) .. 2^(b-1)-1 and step max|x| / (2^(b-1)-1)
+(S2Q-VDiT, arXiv 2508.04016, eq. 1). An *asymmetric* grid has codes 0 .. 2^b-1, step
+(max-min) / (2^b-1) and an integer zero point; its range always contains 0.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+SCALE_FLOOR = 1e-8
+"""Smallest step: a row of zeros must not divide by zero."""
+
+
+class CodeRange(NamedTuple):
+    """Smallest and largest integer code, inclusive."""
+
+    low: int
+    high: int
+
+
+class Affine(NamedTuple):
+    """Step and zero point of a grid; ``zero`` is None on a symmetric one. Both broadcast over the tensor."""
+
+    scale: Tensor
+    zero: Tensor | None
+
+
+def code_range(bits: int, symmetric: bool) -> CodeRange:
+    """Codes of a grid."""
+    if symmetric:
+        return CodeRange(-(1 << (bits - 1)), (1 << (bits - 1)) - 1)
+    return CodeRange(0, (1 << bits) - 1)
+
+
+def affine(low: Tensor, high: Tensor, bits: int, *, symmetric: bool) -> Affine:
+    """Fit a grid to a range.
+
+    Args:
+        low: Smallest value to represent, any shape.
+        high: Largest value to represent, same shape.
+        bits: Width.
+        symmetric: Grid without zero point, its range max(|low|, |high|).
+
+    Returns:
+        Step and zero point in the shape of ``low``.
+    """
+    if symmetric:
+        magnitude = torch.maximum(low.abs(), high.abs())
+        return Affine((magnitude / code_range(bits, True).high).clamp_min(SCALE_FLOOR), None)
+    low, high = low.clamp_max(0), high.clamp_min(0)
+    scale = ((high - low) / code_range(bits, False).high).clamp_min(SCALE_FLOOR)
+    return Affine(scale, round_ste(-low / scale).clamp(*code_range(bits, False)))
+
+
+def round_ste(x: Tensor) -> Tensor:
+    """Round to nearest even; the gradient passes straight through."""
+    return x + (x.round() - x).detach() if x.requires_grad else x.round()
+
+
+def encode(x: Tensor, grid: Affine, bits: int) -> Tensor:
+    """Nearest codes as floating point numbers; differentiable straight through the rounding."""
+    codes = round_ste(x / grid.scale)
+    if grid.zero is not None:
+        codes = codes + grid.zero
+    return codes.clamp(*code_range(bits, grid.zero is None))
+
+
+def decode(codes: Tensor, grid: Affine) -> Tensor:
+    """Values of codes."""
+    centred = codes if grid.zero is None else codes - grid.zero
+    return centred * grid.scale
+
+
+def fake_quantize(x: Tensor, grid: Affine, bits: int) -> Tensor:
+    """Round to the grid and come back."""
+    return decode(encode(x, grid, bits), grid)
+
+
+def grouped(x: Tensor, group: int) -> Tensor:
+    """View the last dimension as ``[..., groups, group]``; group 0 keeps one group of the whole width.
+
+    Raises:
+        ValueError: The width is not a multiple of the group size.
+    """
+    width = x.shape[-1]
+    size = group or width
+    if width % size:
+        raise ValueError(f"width {width} is not a multiple of group size {size}")
+    return x.reshape(*x.shape[:-1], width // size, size)
+
+
+def weight_grid(
+    weight: Tensor,
+    bits: int,
+    *,
+    symmetric: bool = True,
+    group: int = 0,
+    clip: Tensor | float = 1.0,
+    clip_low: Tensor | float | None = None,
+) -> Affine:
+    """Grid of a weight, per output channel or per group of input channels.
+
+    Args:
+        weight: ``[out_features, in_features]``.
+        bits: Width.
+        symmetric: Kind of grid.
+        group: Input channels that share a step; 0 for the whole row.
+        clip: Factor on the row's maximum, number or ``[out_features, groups]``.
+        clip_low: Factor on the row's minimum; ``clip`` if None.
+
+    Returns:
+        Step and zero point of shape ``[out_features, groups]``.
+    """
+    rows = grouped(weight, group)
+    low = rows.amin(-1) * (clip if clip_low is None else clip_low)
+    return affine(low, rows.amax(-1) * clip, bits, symmetric=symmetric)
+
+
+def expand(grid: Affine, group: int) -> Affine:
+    """Repeat a ``[out_features, groups]`` grid to one entry for each input channel, if there are groups."""
+    if group == 0:
+        return grid
+    zero = None if grid.zero is None else grid.zero.repeat_interleave(group, -1)
+    return Affine(grid.scale.repeat_interleave(group, -1), zero)
+
+
+def storable(scale: Tensor) -> Tensor:
+    """Round steps to what the artifact stores: half precision, or single where half would be subnormal.
+
+    Codes must be computed from the stored step, so this is applied before the rounding of weights.
+    """
+    smallest_normal = torch.finfo(torch.float16).tiny
+    if bool((scale < smallest_normal).any()) or bool((scale > torch.finfo(torch.float16).max).any()):
+        return scale.float()
+    return scale.half().float()
