@@ -7,7 +7,7 @@ A *symmetric* grid of b bits has codes -2^(b-1) .. 2^(b-1)-1 and step max|x| / (
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,20 +54,16 @@ def affine(low: Tensor, high: Tensor, bits: int, *, symmetric: bool) -> Affine:
         return Affine((magnitude / code_range(bits, True).high).clamp_min(SCALE_FLOOR), None)
     low, high = low.clamp_max(0), high.clamp_min(0)
     scale = ((high - low) / code_range(bits, False).high).clamp_min(SCALE_FLOOR)
-    return Affine(scale, round_ste(-low / scale).clamp(*code_range(bits, False)))
-
-
-def round_ste(x: Tensor) -> Tensor:
-    """Round to nearest even; the gradient passes straight through."""
-    return x + (x.round() - x).detach() if x.requires_grad else x.round()
+    zero = (-low.detach() / scale.detach()).round().clamp(*code_range(bits, False))
+    return Affine(scale, zero)
 
 
 def encode(x: Tensor, grid: Affine, bits: int) -> Tensor:
-    """Nearest codes as floating point numbers; differentiable straight through the rounding."""
-    codes = round_ste(x / grid.scale)
+    """Nearest codes as floating point numbers; not differentiable."""
+    codes = (x / grid.scale).round_()
     if grid.zero is not None:
-        codes = codes + grid.zero
-    return codes.clamp(*code_range(bits, grid.zero is None))
+        codes += grid.zero
+    return codes.clamp_(*code_range(bits, grid.zero is None))
 
 
 def decode(codes: Tensor, grid: Affine) -> Tensor:
@@ -77,8 +73,41 @@ def decode(codes: Tensor, grid: Affine) -> Tensor:
 
 
 def fake_quantize(x: Tensor, grid: Affine, bits: int) -> Tensor:
-    """Round to the grid and come back."""
+    """Round to the grid and come back.
+
+    Differentiable in ``x`` (straight through the rounding, zero where clamped) and in the step (LSQ,
+    arXiv 1902.08153, eq. 3); the zero point is a constant.
+    """
+    if torch.is_grad_enabled() and (x.requires_grad or grid.scale.requires_grad):
+        result: Tensor = _FakeQuantize.apply(x, grid.scale, grid.zero, bits)
+        return result
     return decode(encode(x, grid, bits), grid)
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """Rounding with hand-written gradients: two passes over the tensor instead of one for each operation."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> Tensor:
+        low, high = code_range(bits, zero is None)
+        if zero is not None:
+            low, high = low - zero, high - zero
+        ratio = x / scale
+        codes = ratio.round().clamp_(low, high)
+        residual = codes - ratio
+        ctx.save_for_backward(codes, residual, scale)
+        return codes * scale
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        codes, residual, scale = ctx.saved_tensors
+        grad = grads[0]
+        inside = residual.abs() <= 0.5
+        grad_x = grad * inside if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:
+            return grad_x, None, None, None
+        grad_scale = (grad * torch.where(inside, residual, codes)).sum_to_size(scale.shape)
+        return grad_x, grad_scale, None, None
 
 
 def grouped(x: Tensor, group: int) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,17 +63,22 @@ class Family(Protocol):
         name: Registered name.
         streams: Block keyword arguments that the block returns updated, in its return order.
         video_stream: The one of ``streams`` that holds the video tokens.
+        attention_order: Streams in the order in which the self-attention concatenates them.
     """
 
     name: str
     streams: tuple[str, ...]
     video_stream: str
+    attention_order: tuple[str, ...]
 
     def blocks(self, transformer: nn.Module) -> list[tuple[str, nn.Module]]:
         """Qualified names and modules of the transformer blocks, in execution order."""
 
     def groups(self, block: nn.Module) -> tuple[InputGroup, ...]:
         """Input groups of a block; together they name every target linear once."""
+
+    def tokens(self, transformer: nn.Module, latent: Tensor) -> Tensor:
+        """Cut a latent into the patches the denoiser embeds: ``[1, ...]`` to ``[tokens, features]``."""
 
 
 def target_linears(family: Family, transformer: nn.Module) -> dict[str, InputGroup]:

@@ -6,7 +6,7 @@ modulation linear; the LayerNorm between is affine and shared by both, so it is 
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from harness.models.families.base import InputGroup, ModulationFold, ValueFold
 
@@ -19,6 +19,7 @@ class CogVideoX:
     name = "cogvideox"
     streams = ("hidden_states", "encoder_hidden_states")
     video_stream = "hidden_states"
+    attention_order = ("encoder_hidden_states", "hidden_states")
 
     def blocks(self, transformer: nn.Module) -> list[tuple[str, nn.Module]]:
         """Return ``transformer_blocks.<i>``."""
@@ -46,3 +47,11 @@ class CogVideoX:
             InputGroup(name="modulation1", linears=("norm1.linear",), modulation=True),
             InputGroup(name="modulation2", linears=("norm2.linear",), modulation=True),
         )
+
+    def tokens(self, transformer: nn.Module, latent: Tensor) -> Tensor:
+        """Patchify ``[1, frames, channels, height, width]``."""
+        config = transformer.config
+        p, t = config.patch_size, config.patch_size_t or 1
+        _, frames, channels, height, width = latent.shape
+        grid = latent.reshape(frames // t, t, channels, height // p, p, width // p, p)
+        return grid.permute(0, 3, 5, 1, 2, 4, 6).reshape(-1, t * channels * p * p)

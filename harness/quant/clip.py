@@ -1,0 +1,80 @@
+"""Choosing the clipping range of a weight by search."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from harness.quant.grid import Affine, expand, fake_quantize, weight_grid
+
+SHRINK_LOWEST = 0.2
+SHRINK_STEP = 0.01
+
+
+def search_clip(
+    weight: Tensor, bits: int, *, symmetric: bool = True, group: int = 0
+) -> Tensor:
+    """Find for each row (and group) the shrink factor with the smallest squared weight error.
+
+    The linear search of QuaRot (arXiv 2404.00456, sec. 5, "clipping"); factors 1, 0.99, ... 0.2.
+
+    Args:
+        weight: ``[out_features, in_features]``.
+        bits: Width.
+        symmetric: Kind of grid.
+        group: Group size, 0 for none.
+
+    Returns:
+        Factors ``[out_features, groups]``.
+    """
+    factors = torch.arange(1.0, SHRINK_LOWEST - SHRINK_STEP / 2, -SHRINK_STEP, device=weight.device)
+    full = weight_grid(weight, bits, symmetric=symmetric, group=group)
+    best = torch.ones_like(full.scale)
+    least = torch.full_like(full.scale, float("inf"))
+    for factor in factors.tolist():
+        grid = weight_grid(weight, bits, symmetric=symmetric, group=group, clip=factor)
+        error = (fake_quantize(weight, expand(grid, group), bits) - weight).square()
+        error = error.reshape(*full.scale.shape, -1).sum(-1)
+        better = error < least
+        best[better], least[better] = factor, error[better]
+    return best
+
+
+def percentile_grid(x: Tensor, bits: int, percentiles: tuple[float, ...]) -> Affine:
+    """Per-row asymmetric grid whose range is the percentile pair with the smallest squared error.
+
+    The initialisation of PTQ4DiT's code, after Q-Diffusion: clip to [q_(1-p), q_p], three values of p.
+
+    Args:
+        x: ``[rows, values]``.
+        bits: Width.
+        percentiles: Candidate p in (0.5, 1].
+
+    Returns:
+        Step and zero point ``[rows, 1]``.
+    """
+    from harness.quant.grid import affine
+
+    best: Affine | None = None
+    least = torch.full((x.shape[0], 1), float("inf"), device=x.device)
+    for p in percentiles:
+        low, high = (_quantile(x, q) for q in (1 - p, p))
+        grid = affine(low, high, bits, symmetric=False)
+        error = (fake_quantize(x, grid, bits) - x).square().sum(-1, keepdim=True)
+        better = error < least
+        least = torch.where(better, error, least)
+        if best is None or best.zero is None or grid.zero is None:
+            best = grid
+        else:
+            best = Affine(
+                torch.where(better, grid.scale, best.scale), torch.where(better, grid.zero, best.zero)
+            )
+    if best is None:
+        raise ValueError("no percentile was given")
+    return best
+
+
+def _quantile(x: Tensor, q: float) -> Tensor:
+    """Per-row quantile by nearest rank, for rows of any length (``torch.quantile`` stops at 2^24)."""
+    rank = min(max(round(q * (x.shape[-1] - 1)), 0), x.shape[-1] - 1)
+    return x.kthvalue(rank + 1, -1, keepdim=True).values
