@@ -1,17 +1,21 @@
 """Paired statistics: the unit is the prompt, seeds are averaged first.
 
-Every number a table or a comparison calls a difference comes from here. Owns no knowledge of metrics or files.
+Every number a table or a comparison calls a difference comes from here. Owns no knowledge of
+metrics or files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
 CONFIDENCE = 0.95
-RESAMPLES = 9_999
+RESAMPLES = 4_999
 ALPHA = 1.0 - CONFIDENCE
 
 
@@ -57,11 +61,14 @@ def paired(first: Mapping[str, float], second: Mapping[str, float]) -> list[floa
     return [value - second[prompt] for prompt, value in first.items() if prompt in second]
 
 
-def estimate(values: Sequence[float], *, resamples: int = RESAMPLES, seed: int = 0) -> Estimate | None:
+def estimate(
+    values: Sequence[float], *, resamples: int = RESAMPLES, seed: int = 0
+) -> Estimate | None:
     """Mean over prompts with a bootstrap interval.
 
-    The interval is the bias-corrected accelerated one (Efron 1987, as in ``scipy.stats.bootstrap``).
-    One prompt has no interval; prompts that all agree have an interval of width zero.
+    The interval is the bias-corrected accelerated one (Efron 1987, as in
+    ``scipy.stats.bootstrap``). One prompt has no interval; prompts that all agree have an interval
+    of width zero.
 
     Args:
         values: One value, or one paired difference, for each prompt.
@@ -95,7 +102,7 @@ def estimate(values: Sequence[float], *, resamples: int = RESAMPLES, seed: int =
 def paired_bootstrap(
     differences: Sequence[float], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Estimate | None:
-    """Interval of the mean paired difference; ``estimate`` under the name of what it is used for."""
+    """Mean paired difference with its interval, see ``estimate``."""
     return estimate(differences, resamples=resamples, seed=seed)
 
 
@@ -104,7 +111,8 @@ def sign_flip_p(
 ) -> float | None:
     """Two-sided permutation p of the mean paired difference under random sign flips.
 
-    Exact while 2^n does not exceed ``resamples``, otherwise sampled with the observed value counted in.
+    Exact while 2^n does not exceed ``resamples``, otherwise sampled with the observed value counted
+    in.
 
     Returns:
         None without any difference; 1.0 where all are zero.
@@ -165,8 +173,8 @@ def family(differences: Sequence[Sequence[float]], *, seed: int = 0) -> list[Tes
     """Test several paired differences as one family.
 
     Args:
-        differences: For each comparison its differences by prompt; an empty one gives None and does not
-            count towards the family.
+        differences: For each comparison its differences by prompt; an empty one gives None and does
+            not count towards the family.
         seed: Seed of both resamplings.
     """
     found = [(estimate(d, seed=seed), sign_flip_p(d, seed=seed)) for d in differences]

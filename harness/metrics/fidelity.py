@@ -1,6 +1,7 @@
 """How close a clip is to the unquantized model's clip from the same noise.
 
-All values are paired: same prompt, same seed, same cohort. Frames are compared before lossy encoding.
+All values are paired: same prompt, same seed, same cohort. Frames are compared before lossy
+encoding.
 
     psnr_db        from the mean squared error of the whole clip, peak 255, capped at 100 dB
     ssim           Wang et al. 2004 (Gaussian 11 x 11, sigma 1.5), mean over frames

@@ -1,0 +1,199 @@
+"""From a run's records to the table: which rows, which columns, which footnotes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from harness.errors import unknown_name
+from harness.report import columns as col
+from harness.report.entries import Entries
+from harness.report.marks import mark_differences, mark_ranks
+from harness.report.provenance import Provenance
+from harness.report.table import ABSENT, Block, Entry, Line, Table
+from harness.report.values import SIMULATED, Values
+from harness.spec import Status
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from harness.records import CellOutcome, Run
+    from harness.report.columns import Column
+
+REFERENCE = "fp"
+
+
+def build_table(run: Run, *, metrics: Sequence[str] = ()) -> Table:
+    """Build the table of a run.
+
+    Args:
+        run: The run, as read from its folder.
+        metrics: Metric names to show; all where empty.
+
+    Raises:
+        UsageError: A metric is not among the run's.
+        HarnessError: The run lacks provenance.
+    """
+    values = Values.of(run)
+    known = values.metrics()
+    for metric in metrics:
+        if metric not in known:
+            raise unknown_name("metric", metric, known)
+    provenance = Provenance.of(run)
+    notes = Notes()
+    blocks = [
+        block
+        for model in dict.fromkeys(cell.model for cell in run.cells)
+        for block in _model_blocks(run, model, values, metrics, notes)
+    ]
+    return Table(
+        blocks=tuple(blocks),
+        notes=tuple(notes.lettered()),
+        remarks=tuple(_remarks(run, values, blocks)),
+        provenance=provenance,
+    )
+
+
+class Notes:
+    """Footnotes in order of first use; the same text has one letter."""
+
+    def __init__(self) -> None:
+        self._letters: dict[str, str] = {}
+
+    def letter(self, text: str) -> str:
+        """Letter of a footnote, new or old."""
+        n = len(self._letters)
+        return self._letters.setdefault(text, chr(ord("a") + n) if n < 26 else f"n{n}")
+
+    def lettered(self) -> list[tuple[str, str]]:
+        """(letter, text), in order."""
+        return [(letter, text) for text, letter in self._letters.items()]
+
+
+def _model_blocks(
+    run: Run, model: str, values: Values, metrics: Sequence[str], notes: Notes
+) -> list[Block]:
+    """The blocks of one model that have anything in them."""
+    cells = _ordered([c for c in run.cells if c.model == model])
+    entries = Entries(
+        values=values,
+        cells=cells,
+        reference=next((c.id for c in cells if c.method == REFERENCE), ""),
+    )
+    blocks = []
+    for title in col.BLOCKS:
+        chosen = [
+            c
+            for c in _columns(values, title)
+            if not metrics or c.metric in metrics or (c.kind == col.SPEEDUP and col.STEP in metrics)
+        ]
+        grid = {c.key: entries.column(c) for c in chosen}
+        kept = [c for c in chosen if any(_filled(e) for e in grid[c.key].values())]
+        if not any(c.shown for c in kept):
+            continue
+        for column in kept:
+            mark_ranks(column, grid[column.key], cells, values)
+            mark_differences(column, grid[column.key], cells, values, entries.reference)
+        blocks.append(
+            Block(
+                model=model,
+                title=title,
+                columns=tuple(kept),
+                lines=tuple(_line(cell, kept, grid, notes, entries) for cell in cells),
+            )
+        )
+    return blocks
+
+
+def _ordered(cells: list[CellOutcome]) -> list[CellOutcome]:
+    """Reference rows first, then by bits in order of first appearance; otherwise as planned."""
+    widths = list(dict.fromkeys(c.bits for c in cells))
+    return sorted(cells, key=lambda c: (not c.unquantized, widths.index(c.bits)))
+
+
+def _columns(values: Values, block: str) -> list[Column]:
+    """The catalogue's columns of a block, and for the last block all metrics it does not know."""
+    if block != col.OTHER:
+        return [c for c in col.CATALOGUE if c.block == block]
+    known = {c.metric for c in col.CATALOGUE} | col.SPREADS
+    found = []
+    for metric in values.metrics():
+        if metric not in known:
+            first = values.of_metric(metric)[0]
+            found.append(col.other(metric, better=first.better, whole_cell=not first.prompt))
+    return found
+
+
+def _filled(entry: Entry) -> bool:
+    """Whether a column is worth printing for this entry."""
+    return entry.value is not None or entry.text == SIMULATED
+
+
+def _line(
+    cell: CellOutcome,
+    kept: Sequence[Column],
+    grid: dict[str, dict[str, Entry]],
+    notes: Notes,
+    entries: Entries,
+) -> Line:
+    """A row of a block; a failed row says so in its first printed place and is empty elsewhere."""
+    row = [grid[c.key][cell.id] for c in kept]
+    if cell.status is not Status.OK:
+        letter = notes.letter(
+            f"{cell.label} {cell.bits}: {cell.status}: {cell.detail or 'no reason kept'}"
+        )
+        first = next(i for i, c in enumerate(kept) if c.shown)
+        row = [e if e.value is not None else Entry(text=ABSENT) for e in row]
+        row[first] = Entry(text=str(cell.status), notes=(letter,))
+    else:
+        row = [
+            replace(e, notes=tuple(notes.letter(t) for t in entries.reasons(cell, c, e)))
+            for c, e in zip(kept, row, strict=True)
+        ]
+    return Line(
+        cell=cell.id,
+        model=cell.model,
+        method=cell.method,
+        label=cell.label,
+        bits=cell.bits,
+        status=str(cell.status),
+        execution=cell.execution,
+        unquantized=cell.unquantized,
+        entries=tuple(row),
+    )
+
+
+def _remarks(run: Run, values: Values, blocks: Sequence[Block]) -> list[str]:
+    """What a reader must know about the table as a whole."""
+    every = [
+        (b, c, line, line.entries[i]) for b in blocks for i, c in b.visible() for line in b.lines
+    ]
+    found = ["[low, high]: 95 % bootstrap interval of the mean over prompts, seeds averaged first"]
+    if any(e.mark in ("best", "second") for *_, e in every):
+        found.append(
+            "bold best, underlined second among rows of the same bits: only where the paired "
+            "interval against the next row excludes zero and the Holm-adjusted p is below 0.05"
+        )
+    if any(c.kind == col.DELTA for _, c, *_ in every):
+        found.append(
+            "vs fp: paired difference to the fp row; * where its interval excludes zero and the "
+            "Holm-adjusted permutation p is below 0.05"
+        )
+    if any(cell.method == "control" for cell in run.cells):
+        found.append("control: fp repeated; its distance from fp is the noise floor")
+    if any(e.text == SIMULATED for *_, e in every):
+        found.append(
+            "simulated (sim.): low-bit values computed in floating point; no speed and no memory "
+            "is claimed"
+        )
+    if any(e.spread is not None for *_, e in every):
+        found.append("latency: median ± interquartile range")
+    skipped = {
+        r.metric: r.detail
+        for metric in values.metrics()
+        for r in values.of_metric(metric)
+        if r.status is Status.SKIPPED and r.detail != "reference"
+    }
+    shown = {c.metric for b in blocks for c in b.columns}
+    found += [f"{m} skipped: {why}" for m, why in sorted(skipped.items()) if m not in shown]
+    return found

@@ -1,0 +1,221 @@
+"""The columns a table can have: which metric, in which block, with title and digits.
+
+The only place that knows how a metric is shown. A metric that is not listed here still appears,
+under its own name in the block of other metrics, so that a plug-in's metric needs no change in the
+harness.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+QUALITY, FIDELITY, COST, OTHER = "quality", "fidelity to fp", "cost", "other"
+BLOCKS = (QUALITY, FIDELITY, COST, OTHER)
+
+MEAN = "mean"  # over prompts, with an interval
+DELTA = "delta"  # paired difference to the fp row
+CELL = "cell"  # one value for the whole row
+LAYERS = "layers"  # three values of the row in one text
+SPEEDUP = "speedup"  # fp's step latency over the row's, kernels only
+
+STEP = "step_latency_s"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Column:
+    """How one metric is shown.
+
+    Attributes:
+        metric: Name in the records.
+        title: Head of the column; a line break splits it where the renderer has several lines.
+        block: One of ``BLOCKS``.
+        kind: How the entry comes from the records.
+        better: ``higher``, ``lower`` or ``none``.
+        digits: Decimals; with ``significant``, significant digits.
+        significant: Whether ``digits`` counts significant digits.
+        scale: Shown value = recorded value x scale.
+        suffix: Printed after the number.
+        interval: Whether the interval is printed (it is always in the CSV).
+        interval_digits: Decimals of the interval's ends where fewer do.
+        spread: Metric printed after the value as +-.
+        measured: Whether the value means nothing for a simulated row, which then prints
+            ``simulated``.
+        shown: False for a column that only the CSV has.
+    """
+
+    metric: str
+    title: str
+    block: str
+    kind: str = MEAN
+    better: str = "none"
+    digits: int = 2
+    significant: bool = False
+    scale: float = 1.0
+    suffix: str = ""
+    interval: bool = False
+    interval_digits: int | None = None
+    spread: str = ""
+    measured: bool = False
+    shown: bool = True
+
+    @property
+    def key(self) -> str:
+        """Name of the column in the CSV."""
+        return f"{self.metric}_minus_fp" if self.kind == DELTA else self.metric
+
+    @property
+    def head(self) -> str:
+        """Title with the direction that is better."""
+        return self.title + {"higher": " ↑", "lower": " ↓"}.get(self.better, "")
+
+    def number(self, value: float, *, end: bool = False) -> str:
+        """Write a recorded value as the column shows it.
+
+        Args:
+            value: As recorded.
+            end: Whether it is an end of the interval.
+        """
+        digits = self.interval_digits if end and self.interval_digits is not None else self.digits
+        shown = value * self.scale
+        sign = "+" if self.kind == DELTA and round(shown, digits) > 0 else ""
+        if self.significant:
+            return f"{sign}{shown:.{digits}g}"
+        if round(shown, digits) == 0:
+            shown = 0.0  # no minus zero
+        return f"{sign}{shown:.{digits}f}"
+
+
+def _oracle(aspect: str, title: str) -> Column:
+    """Share of clips that show what was asked in one aspect."""
+    return Column(
+        metric=f"oracle_{aspect}", title=title, block=QUALITY, better="higher", digits=1, scale=100
+    )
+
+
+CATALOGUE: tuple[Column, ...] = (
+    Column(
+        metric="oracle_all",
+        title="all right\n%",
+        block=QUALITY,
+        better="higher",
+        digits=1,
+        interval_digits=0,
+        scale=100,
+        interval=True,
+    ),
+    Column(
+        metric="oracle_all",
+        title="vs fp\npoints",
+        block=QUALITY,
+        kind=DELTA,
+        digits=1,
+        interval_digits=0,
+        scale=100,
+        interval=True,
+    ),
+    Column(metric="margin_all", title="margin", block=QUALITY, better="higher", digits=3),
+    Column(
+        metric="margin_all",
+        title="vs fp\nmargin",
+        block=QUALITY,
+        kind=DELTA,
+        digits=3,
+        interval=True,
+    ),
+    _oracle("colour", "colour\n%"),
+    _oracle("shape", "shape\n%"),
+    _oracle("background", "backgr.\n%"),
+    _oracle("motion", "motion\n%"),
+    *(
+        Column(
+            metric=f"margin_{aspect}",
+            title=f"margin\n{aspect}",
+            block=QUALITY,
+            better="higher",
+            digits=3,
+            shown=False,
+        )
+        for aspect in ("colour", "shape", "background", "motion")
+    ),
+    Column(
+        metric="psnr_db", title="PSNR\ndB", block=FIDELITY, better="higher", digits=2, interval=True
+    ),
+    Column(metric="ssim", title="SSIM", block=FIDELITY, better="higher", digits=3, interval=True),
+    Column(
+        metric="latent_error",
+        title="latent\nerror",
+        block=FIDELITY,
+        better="lower",
+        digits=3,
+        significant=True,
+        interval=True,
+    ),
+    Column(
+        metric="latent_cosine", title="latent\ncosine", block=FIDELITY, better="higher", digits=4
+    ),
+    Column(metric="lpips", title="LPIPS", block=FIDELITY, better="lower", digits=3),
+    Column(metric="avg_w_bits", title="W\nbits", block=COST, kind=CELL),
+    Column(metric="avg_a_bits", title="A\nbits", block=COST, kind=CELL),
+    Column(metric="layers_quantized", title="layers\nquantized", block=COST, kind=LAYERS),
+    Column(metric="layers_target", title="layers\ntarget", block=COST, kind=CELL, shown=False),
+    Column(
+        metric="weights_quantized", title="weights\nquantized", block=COST, kind=CELL, shown=False
+    ),
+    Column(metric="artifact_bytes", title="size\nMB", block=COST, kind=CELL, scale=1e-6),
+    Column(metric="compression", title="vs\n16 bit", block=COST, kind=CELL, suffix="x"),
+    Column(metric="calibration_s", title="calib.\ns", block=COST, kind=CELL, digits=1),
+    Column(metric="calibration_forwards", title="calib.\nfwd", block=COST, kind=CELL, digits=0),
+    Column(
+        metric="calibration_samples",
+        title="calib.\nsamples",
+        block=COST,
+        kind=CELL,
+        digits=0,
+        shown=False,
+    ),
+    Column(
+        metric=STEP,
+        title="step\nms",
+        block=COST,
+        kind=CELL,
+        digits=1,
+        scale=1e3,
+        spread="step_latency_iqr_s",
+        measured=True,
+    ),
+    Column(metric="step_speedup", title="speed\nvs fp", block=COST, kind=SPEEDUP, suffix="x"),
+    Column(
+        metric="clip_latency_s",
+        title="clip\ns",
+        block=COST,
+        kind=CELL,
+        digits=2,
+        spread="clip_latency_iqr_s",
+        measured=True,
+    ),
+    Column(
+        metric="peak_bytes",
+        title="peak\nMB",
+        block=COST,
+        kind=CELL,
+        digits=0,
+        scale=1e-6,
+        measured=True,
+    ),
+)
+
+SPREADS = frozenset(c.spread for c in CATALOGUE if c.spread)
+
+
+def other(metric: str, *, better: str, whole_cell: bool) -> Column:
+    """Column of a metric the catalogue does not know."""
+    return Column(
+        metric=metric,
+        title=metric.replace("_", " "),
+        block=OTHER,
+        kind=CELL if whole_cell else MEAN,
+        better=better,
+        digits=4,
+        significant=True,
+        interval=not whole_cell,
+    )

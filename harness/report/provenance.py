@@ -1,0 +1,98 @@
+"""What stands under every table: without it a number cannot be compared with anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import HarnessError
+from harness.report.values import Values
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from harness.records import Run
+
+_DIGEST = 12  # hexadecimal digits printed; run.json has them all
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Provenance:
+    """Where the numbers of a table come from.
+
+    Attributes:
+        run: Run id.
+        version: Version of this package.
+        at: UTC time of the run.
+        suites: One text for each prompt suite: name, version, digest, role.
+        prompts: Evaluation prompts in the records.
+        seeds: Seeds of the initial noise for each prompt.
+        cohort: Device, library versions and settings that paired values share.
+
+    Raises:
+        HarnessError: A part is missing.
+    """
+
+    run: str
+    version: str
+    at: str
+    suites: tuple[str, ...]
+    prompts: int
+    seeds: int
+    cohort: str
+
+    def __post_init__(self) -> None:
+        parts = ("run", "version", "suites", "prompts", "seeds", "cohort")
+        missing = [name for name in parts if not getattr(self, name)]
+        if missing:
+            raise HarnessError(
+                f"a table needs its provenance; missing: {', '.join(missing)}",
+                "print tables from a complete run folder (run.json and records.jsonl)",
+            )
+
+    @classmethod
+    def of(cls, run: Run) -> Provenance:
+        """Read the provenance of a run."""
+        prompts, seeds = Values.of(run).clips()
+        planned = [s.get("prompts", 0) for s in run.suites.values() if s.get("role") == "eval"]
+        return cls(
+            run=run.id,
+            version=str(run.provenance.get("harness", "")),
+            at=str(run.provenance.get("at", "")),
+            suites=tuple(_suite(name, facts) for name, facts in sorted(run.suites.items())),
+            prompts=len(prompts) or sum(planned),
+            seeds=len(seeds) or len(run.experiment.get("seeds", ())) or 1,
+            cohort=", ".join(f"{k} {v}" for k, v in _flat(run.cohort)),
+        )
+
+    def lines(self) -> list[str]:
+        """The footer, a few lines of plain text."""
+        when = f", {self.at}" if self.at else ""
+        return [
+            f"run {self.run}, vdit-quant-harness {self.version}{when}",
+            f"n = {_count(self.prompts, 'prompt')} x {_count(self.seeds, 'seed')}; "
+            + "; ".join(self.suites),
+            f"cohort: {self.cohort}",
+        ]
+
+
+def _suite(name: str, facts: Mapping[str, Any]) -> str:
+    """``suite shapes-eval v1 (eval, sha256 0123456789ab)``; a suite without a digest is none."""
+    digest = str(facts.get("digest", ""))
+    if not digest or "version" not in facts:
+        raise HarnessError(
+            f"suite '{name}' of the run has no version or digest",
+            "print tables from a complete run folder; this one was written by something else",
+        )
+    short = digest.removeprefix("sha256:")[:_DIGEST]
+    return f"suite {name} v{facts['version']} ({facts.get('role', 'eval')}, sha256 {short})"
+
+
+def _flat(cohort: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Key and value of each declared part, empty ones left out."""
+    return [(k.replace("_", " "), str(v)) for k, v in cohort.items() if v not in ("", None)]
+
+
+def _count(n: int, noun: str) -> str:
+    """``1 seed``, ``16 prompts``."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
