@@ -28,7 +28,11 @@ def load_pipeline(spec: ModelSpec, *, device: str, dtype: str) -> DiffusionPipel
     """
     import torch
     from diffusers import DiffusionPipeline
+    from diffusers.utils.logging import disable_progress_bar
+    from transformers.utils.logging import disable_progress_bar as disable_transformers_bar
 
+    disable_progress_bar()
+    disable_transformers_bar()
     folder = Path(spec.repo)
     if folder.is_absolute() and not (folder / "model_index.json").is_file():
         raise HarnessError(
@@ -39,7 +43,7 @@ def load_pipeline(spec: ModelSpec, *, device: str, dtype: str) -> DiffusionPipel
         pipeline = DiffusionPipeline.from_pretrained(
             spec.repo,
             revision=spec.revision or None,
-            torch_dtype=getattr(torch, dtype),
+            dtype=getattr(torch, dtype),
             local_files_only=folder.is_absolute(),
         )
     except OSError as cause:

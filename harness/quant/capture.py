@@ -36,9 +36,14 @@ class BlockInput:
         """Return the same sample with other stream values."""
         return BlockInput(sample=self.sample, streams=streams, fixed=self.fixed)
 
+    @property
+    def branches(self) -> int:
+        """Guidance branches stacked in the batch."""
+        return next(iter(self.streams.values())).shape[0]
+
     def branch(self, index: int) -> BlockInput:
         """Keep one guidance branch, batch 1."""
-        batch = next(iter(self.streams.values())).shape[0]
+        batch = self.branches
 
         def take(value: Any) -> Any:
             own = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch
@@ -93,6 +98,25 @@ def first_block_inputs(
         )
         for sample, arguments in zip(samples, caught, strict=True)
     ]
+
+
+def split_branches(inputs: Sequence[BlockInput], rule: str) -> list[BlockInput]:
+    """Choose the guidance branches of every sample.
+
+    Args:
+        inputs: Samples with all branches, the conditional one last.
+        rule: ``both`` keeps the batch, ``cond`` the last branch, ``alternate`` one branch a sample in turn.
+
+    Raises:
+        ValueError: The rule is unknown.
+    """
+    if rule == "both":
+        return list(inputs)
+    if rule == "cond":
+        return [given.branch(given.branches - 1) for given in inputs]
+    if rule == "alternate":
+        return [given.branch((i + 1) % given.branches) for i, given in enumerate(inputs)]
+    raise ValueError(f"unknown branch rule {rule!r}; known: both, cond, alternate")
 
 
 def run_block(block: nn.Module, family: Family, given: BlockInput) -> dict[str, Tensor]:

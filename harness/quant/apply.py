@@ -1,0 +1,89 @@
+"""Replacing the target linears of a transformer, and reporting what was done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from torch import nn
+
+from harness.bits import IDENTITY_WIDTH
+from harness.method import SIMULATED, LayerReport, QuantContext, QuantReport
+from harness.models.families.base import Family, InputGroup, target_linears
+from harness.quant.activation import ActivationSpec
+from harness.quant.artifact import replace_module_
+from harness.quant.linear import QuantLinear
+
+MODULATION = ("w", "fp")
+"""What becomes of modulation linears: weights at the nominal width, or full precision (ablation)."""
+
+
+def targets(family: Family, transformer: nn.Module, modulation: str = "w") -> dict[str, InputGroup]:
+    """Target linears by qualified name.
+
+    Args:
+        family: Facts.
+        transformer: The denoiser.
+        modulation: ``w`` counts modulation linears in, ``fp`` leaves them out.
+
+    Raises:
+        ValueError: Another value of ``modulation``.
+    """
+    if modulation not in MODULATION:
+        raise ValueError(f"modulation is {modulation!r}, expected one of {MODULATION}")
+    found = target_linears(family, transformer)
+    return {n: g for n, g in found.items() if modulation == "w" or not g.modulation}
+
+
+def activation_of(group: InputGroup, spec: ActivationSpec) -> ActivationSpec:
+    """Activation quantizer of a group: a modulation input stays at 16 bits."""
+    return ActivationSpec(bits=IDENTITY_WIDTH) if group.modulation else spec
+
+
+def quantize_linears_(
+    transformer: nn.Module,
+    ctx: QuantContext,
+    make: Callable[[nn.Linear, InputGroup], QuantLinear],
+    modulation: str = "w",
+) -> QuantReport:
+    """Replace every target linear by what ``make`` returns for it, in place.
+
+    This is all that a method needs which treats each linear on its own.
+    """
+    found = targets(ctx.family, transformer, modulation)
+    for i, (name, group) in enumerate(found.items()):
+        linear = transformer.get_submodule(name)
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"target {name} is a {type(linear).__name__}, not a Linear")
+        replace_module_(transformer, name, make(linear, group))
+        ctx.progress((i + 1) / len(found), name)
+    return QuantReport(execution=SIMULATED, layers=layer_reports(transformer))
+
+
+def layer_reports(
+    transformer: nn.Module, errors: Iterable[tuple[str, float]] = ()
+) -> tuple[LayerReport, ...]:
+    """Describe every quantized linear of a transformer.
+
+    Args:
+        transformer: Holds ``QuantLinear`` modules.
+        errors: Relative output errors by qualified name, where measured.
+    """
+    measured = dict(errors)
+    return tuple(
+        replace(_describe(name, module), error=measured.get(name))
+        for name, module in transformer.named_modules()
+        if isinstance(module, QuantLinear)
+    )
+
+
+def _describe(name: str, layer: QuantLinear) -> LayerReport:
+    return LayerReport(
+        name=name,
+        w_bits=layer.weight_spec.bits,
+        a_bits=layer.activation_spec.bits,
+        group=layer.weight_spec.group,
+        symmetric=layer.weight_spec.symmetric,
+        transform="+".join(str(t.label) for t in layer.transforms) or "none",
+        parameters=layer.in_features * layer.out_features,
+    )

@@ -1,0 +1,1 @@
+"""Published post-training quantization methods, one file each."""

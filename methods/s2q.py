@@ -1,0 +1,437 @@
+"""S2Q-VDiT: Accurate Quantized Video Diffusion Transformer with Salient Data and Sparse Token Distillation.
+
+arXiv 2508.04016, NeurIPS 2025. In five lines:
+1. Hessian-aware salient data selection: of all (prompt, timestep) candidates keep the N that maximise C_diff * C_quant.
+2. For each block, attention-guided sparse token distillation weighs the output error of a token by the attention it gets.
+3. Channel scale, Kronecker transform and clipping thresholds are learned block by block against full precision.
+4. Scales are folded into the producing layers, weights rounded by GPTQ in the learned basis.
+5. Weights: symmetric per output channel; activations: symmetric, dynamic, per token.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from harness.api import (
+    SIMULATED,
+    BitSpec,
+    Deviation,
+    QuantContext,
+    QuantReport,
+    Reproduction,
+    Unsupported,
+)
+from harness.models.families.fold import fold_scale_
+from harness.quant.activation import ActivationSpec
+from harness.quant.apply import activation_of, layer_reports
+from harness.quant.artifact import replace_module_
+from harness.quant.attention_mass import block_attention_mass, token_weights
+from harness.quant.block_trainer import BlockTask, train_block
+from harness.quant.capture import (
+    BlockInput,
+    first_block_inputs,
+    observing,
+    run_block,
+    run_block_over,
+    split_branches,
+)
+from harness.quant.figures import plot_chosen_timesteps, plot_token_mass
+from harness.quant.gptq import Hessian, gptq
+from harness.quant.grid import weight_grid
+from harness.quant.learned import (
+    LearnedInput,
+    LearnedLinear,
+    clip_parameters,
+    transform_parameters,
+)
+from harness.quant.linear import (
+    QuantLinear,
+    WeightSpec,
+    quantize_linear,
+    stored_grid,
+    transformed_weight,
+)
+from harness.quant.salience import choose_samples, pool_salience
+from harness.quant.statistics import channel_absmax
+from harness.quant.transform import ChannelScale
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from harness.models.families.base import InputGroup
+    from harness.quant.calibration import Sample
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class S2QOptions:
+    """Knobs of S2Q-VDiT.
+
+    Attributes:
+        selection: ``sds``, or a rival of table 6: ``c_diff``, ``c_quant``, ``atop``, ``atfp``, ``rtfp``.
+        samples: N, (prompt, timestep) samples that are kept.
+        norm: Norm of C_quant, ``fro`` or ``spectral``.
+        token_weights: Attention-guided sparse token distillation; False weighs all tokens alike.
+        lambda_min: Weight of the token that receives least attention.
+        text_tokens: ``joint`` normalises attention mass over text and video together, ``video`` within the video
+            tokens, text weighing 1.
+        scale: Learn a channel scale.
+        rotation: Start of the Kronecker transform: ``hadamard``, ``random``, ``identity``, or ``none`` for no transform.
+        learn: Train at all; False keeps scale and rotation at their start and clips nothing.
+        epochs: Passes over the N samples for each block.
+        lr_transform: Learning rate of scale and transform.
+        lr_clip: Learning rate of the clipping thresholds.
+        smoothing: Exponent of the initial scale, SmoothQuant's alpha.
+        branches: Guidance branches a sample is trained on: ``both``, ``alternate`` or ``cond``.
+        inputs: Block inputs during training: ``fp`` from the full-precision model, ``quantized`` from the quantized
+            blocks before it (targets stay full precision).
+        rounding: ``gptq`` or ``rtn``.
+        modulation: ``w`` quantizes the weights of modulation linears, ``fp`` leaves them out.
+    """
+
+    selection: str = "sds"
+    samples: int = 40  # S2Q-VDiT App. A and table 5 (App. A also says 30)
+    norm: str = "fro"
+    token_weights: bool = True
+    lambda_min: float = 0.5  # S2Q-VDiT sec. 4.1
+    text_tokens: str = "joint"
+    scale: bool = True
+    rotation: str = "hadamard"
+    learn: bool = True
+    epochs: int = 15  # S2Q-VDiT App. A
+    lr_transform: float = 5e-3  # S2Q-VDiT App. A
+    lr_clip: float = 5e-2  # S2Q-VDiT App. A
+    smoothing: float = 0.5
+    branches: str = "alternate"
+    inputs: str = "fp"
+    rounding: str = "gptq"
+    modulation: str = "w"
+
+
+_DEVIATIONS = (
+    Deviation(
+        kind="reconstructed",
+        what="candidates x_t are the latents that enter the denoiser, cut into its patches",
+        why="the paper says 'denoised feature of timestep t'; the latent is the only such tensor named",
+    ),
+    Deviation(
+        kind="reconstructed",
+        what="||x^T x|| in C_quant is the Frobenius norm, the spectral norm is an option",
+        why="the paper writes ||.||_2 of a matrix without saying which norm",
+    ),
+    Deviation(
+        kind="reconstructed",
+        what="N = 40 samples; 600 optimiser steps a block (15 epochs), batch of one sample",
+        why="the paper says 40 in the tables and 30 in App. A, and gives no batch size",
+    ),
+    Deviation(
+        kind="reconstructed",
+        what="each sample is trained on one guidance branch, alternating; 'both' and 'cond' are options",
+        why="the paper does not mention classifier-free guidance",
+    ),
+    Deviation(
+        kind="reconstructed",
+        what="text and video tokens share one min-max in eq. 11; 'video' is an option",
+        why="the paper does not say how joint attention is treated",
+    ),
+    Deviation(
+        kind="reconstructed",
+        what="the rotation-based matrix is a Kronecker product of two invertible factors that starts as a "
+        "random-sign Hadamard matrix; clipping factors start at sigmoid(4)",
+        why="the paper cites FlatQuant for it and gives no shape or start",
+    ),
+    Deviation(
+        kind="reconstructed",
+        what="the channel scale starts at SmoothQuant's alpha = 0.5; AdamW without weight decay; learning rates fall to "
+        "1e-3 of their start",
+        why="the paper gives learning rates and a cosine schedule only",
+    ),
+    Deviation(
+        kind="reconstructed",
+        what="block inputs come from the full-precision model; 'quantized' is an option",
+        why="the paper does not say; released code of the same group caches full-precision inputs",
+    ),
+    Deviation(
+        kind="reconstructed",
+        what="every linear inside the blocks is quantized; modulation linears keep 16-bit activations",
+        why="the storage the paper prints only comes out so",
+    ),
+    Deviation(
+        kind="reconstructed",
+        what="atfp takes all timesteps of five prompts thinned evenly to N",
+        why="table 6 does not say whether its rows share the sample count; all rows here do where the pool allows",
+    ),
+)
+
+
+class S2Q:
+    """Salient data selection, sparse token distillation, learned transforms, GPTQ."""
+
+    name = "s2q"
+    version = 1
+    Options = S2QOptions
+    needs_calibration = True
+    unquantized = False
+    reproduction = Reproduction(
+        title="S2Q-VDiT: Accurate Quantized Video Diffusion Transformer with Salient Data and Sparse Token "
+        "Distillation",
+        source="arXiv 2508.04016 (NeurIPS 2025)",
+        code="none released as of 2026-09 (the repository holds a README)",
+        rows=(
+            "CogVideoX-2B W4A6, table 1: imaging 55.49, aesthetic 53.74, scene 32.70 (fp 58.69, 55.25, 33.79)",
+            "CogVideoX-2B W4A4, table 2: imaging 53.71, aesthetic 52.31, scene 34.23",
+        ),
+        deviations=_DEVIATIONS,
+    )
+
+    def supports(self, family: str, bits: BitSpec) -> Unsupported | None:
+        """Every family and width."""
+        return None
+
+    def quantize_(self, transformer: nn.Module, ctx: QuantContext) -> QuantReport:
+        """Quantize block by block."""
+        return _Run(transformer, ctx).quantize_()
+
+
+class _Learned(NamedTuple):
+    """A trained block: the shared inputs by group name, the linears by name."""
+
+    inputs: dict[str, LearnedInput]
+    linears: dict[str, LearnedLinear]
+
+
+class _Run:
+    """One quantization: what the steps of the paper share."""
+
+    def __init__(self, transformer: nn.Module, ctx: QuantContext) -> None:
+        self.transformer = transformer
+        self.ctx = ctx
+        self.options: S2QOptions = ctx.options
+        self.family = ctx.family
+        self.curves: dict[str, list[float]] = {}
+        self.errors: dict[str, float] = {}
+        self.masses: list[Tensor] = []
+
+    def quantize_(self) -> QuantReport:
+        """Run the five steps."""
+        started = time.perf_counter()
+        chosen = self.hessian_aware_salient_data_selection()
+        captured = first_block_inputs(self.transformer, self.family, self.ctx.calibration, chosen)
+        inputs = split_branches(captured, self.options.branches)
+        quantized_inputs = inputs
+        blocks = self.family.blocks(self.transformer)
+        for i, (name, block) in enumerate(blocks):
+            self.ctx.progress(i / len(blocks), f"learning {name}")
+            targets = run_block_over(block, self.family, inputs)
+            given = inputs if self.options.inputs == "fp" else quantized_inputs
+            weights = self.attention_guided_token_weights(block, inputs)
+            learned = self.learn_block(block, BlockTask(inputs=given, targets=targets, weights=weights), i)
+            self.fold_and_round_(name, block, learned, given)
+            if self.options.inputs != "fp":
+                quantized_inputs = run_block_over(block, self.family, given)
+            inputs = targets
+        self.leave_figures()
+        pool = self.ctx.calibration
+        return QuantReport(
+            execution=SIMULATED,
+            layers=layer_reports(self.transformer, self.errors.items()),
+            calibration_clips=len(pool.prompts),
+            calibration_forwards=pool.forwards + len(chosen) * pool.branches,
+            calibration_samples=len(chosen),
+            seconds=time.perf_counter() - started,
+            curves=self.curves,
+        )
+
+    def hessian_aware_salient_data_selection(self) -> list[Sample]:
+        """Choose the calibration samples (sec. 3.2, eq. 3-8; rivals of table 6)."""
+        pool, options = self.ctx.calibration, self.options
+        salience = pool_salience(pool, self.family, self.transformer, options.norm)
+        chosen = choose_samples(
+            options.selection, options.samples, pool, salience, self.ctx.generator(salt=1)
+        )
+        self.curves["chosen_steps"] = [float(s.step) for s in chosen]
+        self.curves["chosen_prompts"] = [float(s.prompt) for s in chosen]
+        if self.ctx.figures is not None:
+            plot_chosen_timesteps(
+                self.ctx.figures / "chosen_timesteps.png",
+                chosen,
+                salience.product,
+                pool.timesteps,
+                f"C_diff x C_quant of every candidate; {options.selection} keeps {len(chosen)}",
+            )
+        return chosen
+
+    def attention_guided_token_weights(
+        self, block: nn.Module, inputs: Sequence[BlockInput]
+    ) -> list[dict[str, Tensor]] | None:
+        """Token weights lambda_j of eq. 11 for every sample, from the full-precision block."""
+        if not self.options.token_weights:
+            return None
+        only = self.family.video_stream if self.options.text_tokens == "video" else None
+        masses = [block_attention_mass(block, self.family, given) for given in inputs]
+        joint = [torch.cat(list(m.values()), 1).mean(0) for m in masses]
+        self.masses.append(torch.stack(joint).mean(0).cpu())
+        return [token_weights(m, lowest=self.options.lambda_min, only=only) for m in masses]
+
+    def learn_block(self, block: nn.Module, task: BlockTask, index: int) -> _Learned:
+        """Learn scale, transform and clipping of a block (App. A) and return them."""
+        options, bits = self.options, self.ctx.bits
+        generator = self.ctx.generator(salt=100 + index)
+        learned_block = copy.deepcopy(block)
+        absmax = channel_absmax(block, self.family, task.inputs)
+        found = _Learned({}, {})
+        for group in self.groups(block):
+            linears = {n: block.get_submodule(n) for n in group.linears}
+            scale = None
+            if options.scale and not group.modulation:
+                scale = initial_scale(absmax[group.name], list(linears.values()), options.smoothing)
+            found.inputs[group.name] = LearnedInput(
+                absmax[group.name].numel(),
+                activation_of(group, ActivationSpec(bits=bits.a)).bits,
+                scale=scale,
+                rotation="none" if group.modulation else options.rotation,
+                clip=options.learn,
+                generator=generator,
+            ).to(self.ctx.device)
+            for name, linear in linears.items():
+                found.linears[name] = LearnedLinear(
+                    linear, found.inputs[group.name], bits.w, clip=options.learn
+                ).to(self.ctx.device)
+                replace_module_(learned_block, name, found.linears[name])
+
+        def begin_step(step: int) -> None:
+            for shared in found.inputs.values():
+                shared.begin_step()
+
+        steps = 0 if bits.is_identity or not options.learn else options.epochs * options.samples
+        groups = [
+            {"params": transform_parameters(learned_block), "lr": options.lr_transform},
+            {"params": clip_parameters(learned_block), "lr": options.lr_clip},
+        ]
+        self.curves[f"loss_block_{index}"] = train_block(
+            learned_block, self.family, task, [{**g, "weight_decay": 0.0} for g in groups],
+            optimizer=torch.optim.AdamW, steps=steps, generator=generator,
+            floor=1e-3, before_step=begin_step,
+        )  # fmt: skip
+        begin_step(steps)
+        return found
+
+    @torch.no_grad()
+    def fold_and_round_(
+        self, prefix: str, block: nn.Module, learned: _Learned, inputs: Sequence[BlockInput]
+    ) -> None:
+        """Fold the scales into their producers, then round every weight in its learned basis, in place."""
+        groups = self.groups(block)
+        transforms: dict[str, list[nn.Module]] = {}
+        for group in groups:
+            shared = learned.inputs[group.name]
+            scale, kronecker = shared.scale(), shared.kronecker()
+            steps: list[nn.Module] = []
+            if scale is not None and group.fold is not None:
+                fold_scale_(block, group, scale)
+            elif scale is not None:
+                steps.append(ChannelScale(scale.half().float()))
+            if kronecker is not None:
+                steps.append(kronecker)
+            transforms[group.name] = steps
+        hessians = self.hessians(block, groups, transforms, inputs)
+        for group in groups:
+            for name in group.linears:
+                layer = self.round_linear(
+                    block.get_submodule(name), group, transforms[group.name], learned, name,
+                    hessians.get(group.name),
+                )  # fmt: skip
+                self.errors[f"{prefix}.{name}"] = layer_error(
+                    block.get_submodule(name), layer, hessians.get(group.name)
+                )
+                replace_module_(block, name, layer)
+
+    def hessians(
+        self,
+        block: nn.Module,
+        groups: Sequence[InputGroup],
+        transforms: dict[str, list[nn.Module]],
+        inputs: Sequence[BlockInput],
+    ) -> dict[str, Tensor]:
+        """Second moments of the transformed inputs of every group, for GPTQ."""
+        by_linear = {group.linears[0]: group.name for group in groups}
+        found: dict[str, Hessian] = {}
+
+        def see(linear: str, x: Tensor) -> None:
+            name = by_linear[linear]
+            for step in transforms[name]:
+                x = step(x)
+            found.setdefault(name, Hessian(x.shape[-1], x.device)).add(x)
+
+        with observing(block, list(by_linear), see):
+            for given in inputs:
+                run_block(block, self.family, given)
+        return {name: hessian.matrix() for name, hessian in found.items()}
+
+    def round_linear(
+        self,
+        linear: nn.Linear,
+        group: InputGroup,
+        steps: Sequence[nn.Module],
+        learned: _Learned,
+        name: str,
+        hessian: Tensor | None,
+    ) -> QuantLinear:
+        """Round one weight on its learned grid."""
+        weight = WeightSpec(bits=self.ctx.bits.w)
+        low, high = learned.inputs[group.name].clip_factors()
+        spec = ActivationSpec(bits=self.ctx.bits.a, clip_low=low, clip_high=high)
+        activation = activation_of(group, spec)
+        if weight.bits == 16:
+            return quantize_linear(linear, weight, activation, transforms=steps)
+        mapped = transformed_weight(linear.weight.float(), steps)
+        clip_low, clip = learned.linears[name].clip_factors()
+        grid = stored_grid(weight_grid(mapped, weight.bits, clip=clip, clip_low=clip_low))
+        codes = None
+        if self.options.rounding == "gptq" and hessian is not None:
+            codes = gptq(mapped, hessian, grid, weight.bits)
+        return quantize_linear(
+            linear, weight, activation, transforms=steps, grid=grid, codes=codes
+        )
+
+    def groups(self, block: nn.Module) -> tuple[InputGroup, ...]:
+        """Target groups of a block under the modulation option."""
+        every = self.family.groups(block)
+        return tuple(g for g in every if self.options.modulation == "w" or not g.modulation)
+
+    def leave_figures(self) -> None:
+        """Keep the token-mass curve as data and as a plot."""
+        for i, mass in enumerate(self.masses):
+            self.curves[f"token_mass_block_{i}"] = mass.sort(descending=True).values.tolist()
+        if self.ctx.figures is not None and self.masses:
+            names = [f"block {i}" for i in range(len(self.masses))]
+            plot_token_mass(self.ctx.figures / "token_mass.png", self.masses, names)
+
+
+def initial_scale(absmax: Tensor, linears: Sequence[nn.Module], alpha: float) -> Tensor:
+    """SmoothQuant's scale s_j = max|X_j|^alpha / max|W_j|^(1-alpha) (arXiv 2211.10438, eq. 4).
+
+    Args:
+        absmax: ``[in_features]`` of the shared input.
+        linears: The linears that read it.
+        alpha: Migration strength.
+    """
+    weight = torch.stack([m.weight.detach().abs().amax(0) for m in linears]).amax(0)  # type: ignore[union-attr, operator]
+    scale = absmax.clamp_min(1e-5) ** alpha / weight.clamp_min(1e-5) ** (1 - alpha)
+    return scale.clamp(1e-5, 1e5)
+
+
+def layer_error(linear: nn.Linear, layer: QuantLinear, hessian: Tensor | None) -> float:
+    """Relative output error that the rounding of the weight alone causes, tr(dW H dW^T) / tr(W H W^T)."""
+    if hessian is None:
+        return float("nan")
+    weight = transformed_weight(linear.weight.float(), list(layer.transforms)).double()
+    delta = layer.dequantized().double() - weight
+    return float(((delta @ hessian) * delta).sum() / ((weight @ hessian) * weight).sum())
+
+
