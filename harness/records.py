@@ -33,6 +33,7 @@ class CellOutcome:
         detail: Reason for a status other than ``ok``.
         execution: ``simulated`` or ``kernel:<name>``; empty for reference rows.
         report: The method's ``QuantReport`` as a dict, None for reference and failed rows.
+        artifact: Folder of the quantized model in the store; empty for reference and failed rows.
     """
 
     id: str
@@ -46,6 +47,7 @@ class CellOutcome:
     unquantized: bool = False
     execution: str = ""
     report: dict[str, Any] | None = None
+    artifact: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

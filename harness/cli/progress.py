@@ -1,0 +1,114 @@
+"""Progress with the time left: bars on a terminal, a line for each thing that ended elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from harness.spec import Status
+
+if TYPE_CHECKING:
+    from harness.executors.base import Ended, Event
+    from harness.run import Prepared
+
+# Share of a cell's bar that each stage fills, for a cell that has them all; quantizing dominates.
+_STAGES = {
+    "record": (0.0, 1.0),
+    "quantize": (0.0, 0.6),
+    "verify": (0.6, 0.62),
+    "generate": (0.62, 0.95),
+    "score": (0.95, 1.0),
+    "measure": (0.0, 1.0),
+}
+
+
+class ProgressMonitor:
+    """Shows a run while it works; on stderr, so that stdout is the table alone.
+
+    Args:
+        prepared: The plan, whose estimates weigh the bars.
+    """
+
+    def __init__(self, prepared: Prepared) -> None:
+        self.console = Console(stderr=True)
+        self.work_s = prepared.guess.work_s
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            transient=True,
+        )
+        self._bars: dict[str, TaskID] = {}
+        self._shares: dict[str, float] = {}
+        self._overall: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        if self.work_s:
+            total = sum(self.work_s.values())
+            self._overall = self._progress.add_task("all rows", total=total)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def started(self, task: str) -> None:
+        """Show a bar for a worker."""
+        self._bars[task] = self._progress.add_task(f"{task}: starting", total=1.0)
+
+    def event(self, event: Event) -> None:
+        """Move the bar."""
+        if event.name != "progress":
+            return
+        stage = str(event.facts["stage"])
+        start, end = _STAGES[stage]
+        share = start + (end - start) * min(1.0, float(event.facts["fraction"]))
+        self._shares[event.task] = max(share, self._shares.get(event.task, 0.0))
+        text = f"{event.task}: {stage}, {event.facts['text']}"
+        self._progress.update(
+            self._bars[event.task], completed=self._shares[event.task], description=text
+        )
+        self._update_overall()
+
+    def ended(self, ended: Ended) -> None:
+        """Say how a worker ended."""
+        if ended.task in self._bars:
+            self._progress.remove_task(self._bars.pop(ended.task))
+        self._shares[ended.task] = 1.0
+        self._update_overall()
+        if ended.status is Status.OK:
+            self._say(f"{ended.task}: done in {ended.seconds:.0f} s")
+        else:
+            self._say(f"{ended.task}: {ended.status}: {ended.detail} (log: {ended.log})")
+
+    def warning(self, text: str) -> None:
+        """Print a warning above the bars."""
+        self._say(f"warning: {text}")
+
+    def _update_overall(self) -> None:
+        if self._overall is not None:
+            done = sum(self._shares.get(name, 0.0) * s for name, s in self.work_s.items())
+            self._progress.update(self._overall, completed=done)
+
+    def _say(self, text: str) -> None:
+        if self.console.is_terminal:
+            self._progress.console.print(text, highlight=False, soft_wrap=True)
+        else:
+            print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,156 @@
+"""``harness run``."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from harness.spec import Status
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from harness.run import Prepared
+
+SOME_FAILED = 1
+
+
+class CommaList(click.ParamType):
+    """``a,b,c``; the option may also be repeated.
+
+    Args:
+        item: Turns one part into a value.
+    """
+
+    name = "a,b,..."
+
+    def __init__(self, item: type = str) -> None:
+        self.item = item
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[Any, ...]:
+        """Split at commas."""
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in str(value).split(",") if part.strip()]
+        if not parts:
+            self.fail("is empty", param, ctx)
+        try:
+            return tuple(self.item(part) for part in parts)
+        except ValueError:
+            self.fail(f"'{value}' is no list of {self.item.__name__}", param, ctx)
+
+
+def _joined(
+    ctx: click.Context, param: click.Parameter, value: tuple[tuple[Any, ...], ...]
+) -> tuple[Any, ...] | None:
+    del ctx, param
+    return tuple(item for group in value for item in group) or None
+
+
+def _list(flag: str, text: str, item: type = str, name: str | None = None) -> Any:
+    names = (flag,) if name is None else (flag, name)
+    return click.option(*names, type=CommaList(item), multiple=True, callback=_joined, help=text)
+
+
+@click.command()
+@_list("--methods", "Methods, by name or module:attribute.  [default: s2q,ptq4dit]")
+@_list("--bits", "Widths, weights then activations.  [default: w4a6]")
+@_list("--model", "Bundled name or folder in diffusers format.  [default: shapes]", name="models")
+@click.option("--suite", help="Prompt suite or file.  [default: shapes-eval]")
+@click.option("--limit", type=click.IntRange(min=1), help="First n prompts.  [default: 16]")
+@_list("--seeds", "Seeds of the initial noise.  [default: 0]", item=int)
+@click.option(
+    "--config", type=click.Path(path_type=Path), help="Experiment file (TOML); flags override it."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/<run id>]"
+)
+@click.option("--device", help="cpu, cuda or cuda:<index>.  [default: a GPU if there is one]")
+@click.option("--jobs", type=click.IntRange(min=1), help="Workers side by side.")
+@click.option("--no-baselines", is_flag=True, help="Leave out the control and rtn rows.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+def run(config: Path | None, dry_run: bool, no_baselines: bool, **flags: Any) -> int:
+    """Quantize a model with each method, generate the same clips, compare them.
+
+    The same command again goes on where it stopped; a longer one makes only what is new.
+    --debug shows tracebacks.
+    """
+    from rich.console import Console
+
+    from harness.config import ExperimentFile, Flags, load_file, resolve
+    from harness.estimate import plan_line
+    from harness.run import prepare
+    from harness.store import Store
+
+    file = load_file(config) if config else ExperimentFile()
+    baselines = False if no_baselines else None
+    experiment = resolve(file, Flags(**flags, baselines=baselines))
+    store = Store()
+    prepared = prepare(experiment, store)
+    console = Console()
+    console.print(plan_line(prepared.plan, prepared.guess), highlight=False, soft_wrap=True)
+    if dry_run:
+        _print_plan(console, prepared, store)
+        return 0
+    return _execute(prepared, store, console)
+
+
+def _execute(prepared: Prepared, store: Any, console: Any) -> int:
+    from harness.cli.progress import ProgressMonitor
+    from harness.report import render_run
+    from harness.run import execute, preflight
+
+    preflight(prepared, store)
+    signal.signal(signal.SIGTERM, _terminate)
+    published = len(store.journal())
+    try:
+        with ProgressMonitor(prepared) as monitor:
+            done = execute(prepared, store, monitor, ["harness", *sys.argv[1:]])
+    except KeyboardInterrupt:
+        kept = sum(r["event"] == "published" for r in store.journal()[published:])
+        raise KeyboardInterrupt(
+            f"interrupted: the workers are stopped and the {kept} results they published are kept\n"
+            "hint: the same command goes on from there"
+        ) from None
+    render_run(prepared.folder, console)
+    for note in done.provenance["notes"]:
+        console.print(f"warning: {note}", highlight=False, soft_wrap=True)
+    console.print(str(prepared.folder), highlight=False, soft_wrap=True)
+    fine = (Status.OK, Status.UNSUPPORTED)
+    failed = any(cell.status not in fine for cell in done.cells) or done.provenance["notes"]
+    return SOME_FAILED if failed else 0
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    del number, frame
+    raise KeyboardInterrupt
+
+
+def _print_plan(console: Any, prepared: Prepared, store: Any) -> None:
+    from rich.table import Table
+
+    plan, guess = prepared.plan, prepared.guess
+    table = Table(box=None, pad_edge=False)
+    for head in ("cell", "quantize", "clips to make", "clips found", "note"):
+        table.add_column(head)
+    for planned in plan.cells:
+        found = len(planned.task.clips) - planned.missing_clips
+        quantize = "yes" if planned.needs_quantizing else "-"
+        row = [planned.cell.id, quantize, str(planned.missing_clips), str(found)]
+        table.add_row(*row, planned.unsupported)
+    console.print(table)
+    lines = [f"record calibration: {name}" for name in plan.pools]
+    lines += [
+        f"device {plan.device.id} ({plan.device.name}), {plan.jobs} workers of "
+        f"{plan.experiment.execution.threads} threads",
+        f"disk: at most {guess.disk_bytes / 1e6:.0f} MB in {store.root}",
+        f"run folder: {prepared.folder}",
+    ]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)

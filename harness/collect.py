@@ -1,0 +1,268 @@
+"""Collect: the records of a run, read from the store alone."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from harness.bits import IDENTITY_WIDTH
+from harness.models.table import transformer_parameters
+from harness.records import CellOutcome
+from harness.spec import Record, Status
+from harness.stages.generate import MP4_FILE
+from harness.stages.measure import MEASURE_FILE
+from harness.stages.score import SCORERS, find_score, lpips_missing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from harness.plan import Plan, PlannedCell
+    from harness.store import Entry, Store
+    from harness.task import ClipTask
+
+UNITS = {
+    "psnr_db": ("dB", "higher"),
+    "ssim": ("ratio", "higher"),
+    "latent_cosine": ("ratio", "higher"),
+    "latent_error": ("ratio", "lower"),
+    "lpips": ("ratio", "lower"),
+    "artifact_bytes": ("bytes", "lower"),
+    "compression": ("ratio", "higher"),
+    "avg_w_bits": ("bits", "lower"),
+    "avg_a_bits": ("bits", "lower"),
+    "layers_quantized": ("layers", "none"),
+    "layers_target": ("layers", "none"),
+    "weights_quantized": ("ratio", "none"),
+    "calibration_s": ("s", "lower"),
+    "calibration_forwards": ("forwards", "none"),
+    "calibration_samples": ("samples", "none"),
+    "peak_bytes": ("bytes", "lower"),
+    "step_latency_s": ("s", "lower"),
+    "step_latency_iqr_s": ("s", "none"),
+    "clip_latency_s": ("s", "lower"),
+    "clip_latency_iqr_s": ("s", "none"),
+}
+_PREFIXES = {"oracle_": ("bool", "higher"), "margin_": ("margin", "higher")}
+REPORT_FILE = "report.json"
+_TWO_BYTES = 2  # 16-bit weights, what compression is measured against
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ending:
+    """How a cell's work ended; the reason for a status other than ``ok``."""
+
+    status: Status
+    detail: str = ""
+
+
+def outcome(planned: PlannedCell, ending: Ending, store: Store) -> CellOutcome:
+    """The row as the table prints it."""
+    cell, artifact = planned.cell, planned.task.artifact
+    entry = store.find("artifact", artifact.key) if artifact else None
+    report = None if entry is None else entry.json(REPORT_FILE)
+    return CellOutcome(
+        id=cell.id,
+        model=cell.model.name,
+        method=cell.method.name,
+        label=cell.method.label,
+        bits=cell.bits,
+        suite=cell.suite,
+        status=ending.status,
+        detail=ending.detail,
+        unquantized=planned.facts.unquantized,
+        execution="" if report is None else str(report["execution"]),
+        report=report,
+        artifact="" if entry is None else str(entry.folder),
+    )
+
+
+def unit(metric: str) -> tuple[str, str]:
+    """Unit of a metric and which direction is better."""
+    for prefix, answer in _PREFIXES.items():
+        if metric.startswith(prefix):
+            return answer
+    return UNITS[metric]
+
+
+@dataclass(kw_only=True)
+class Collector:
+    """Reads what the store holds of a plan.
+
+    Attributes:
+        measures: Key of the measured set by model name, empty where nothing was measured.
+    """
+
+    plan: Plan
+    store: Store
+    measures: Mapping[str, str]
+
+    def records(self, planned: PlannedCell) -> Iterator[Record]:
+        """Every value of one cell."""
+        yield from self._clip_records(planned)
+        yield from self._artifact_records(planned)
+        yield from self._measured_records(planned)
+        if lpips_missing() and planned.waits_for:
+            yield self._record(
+                planned, "lpips", None, status=Status.SKIPPED, detail=lpips_missing()
+            )
+
+    def _record(
+        self,
+        planned: PlannedCell,
+        metric: str,
+        value: float | None,
+        *,
+        clip: ClipTask | None = None,
+        status: Status = Status.OK,
+        key: str = "",
+        at: str = "",
+        detail: str = "",
+    ) -> Record:
+        cell = planned.cell
+        measured_in, better = unit(metric)
+        return Record(
+            run=self.plan.run,
+            cell=cell.id,
+            model=cell.model.name,
+            method=cell.method.name,
+            bits=cell.bits,
+            suite=cell.suite,
+            metric=metric,
+            prompt=clip.prompt.id if clip else "",
+            seed=clip.seed if clip else -1,
+            value=None if value is None else float(value),
+            unit=measured_in,
+            better=better,
+            status=status,
+            key=key,
+            at=at,
+            detail=detail,
+        )
+
+    def _clip_records(self, planned: PlannedCell) -> Iterator[Record]:
+        for wanted in planned.task.clips:
+            clip = self.store.find("clip", wanted.clip.key)
+            if clip is None:
+                continue  # the cell's own status says why
+            self.store.touch(clip)
+            reference = self.store.find("clip", wanted.reference) if wanted.reference else None
+            for name in planned.task.scorers:
+                yield from self._scores(planned, wanted, name, clip, reference)
+
+    def _scores(
+        self,
+        planned: PlannedCell,
+        wanted: ClipTask,
+        name: str,
+        clip: Entry,
+        reference: Entry | None,
+    ) -> Iterator[Record]:
+        scorer = SCORERS[name]
+        found, detail, status = None, "", Status.SKIPPED
+        if scorer.paired and not wanted.reference:
+            detail = "reference"
+        elif scorer.paired and reference is None:
+            detail = "its reference clip is missing"
+        else:
+            found = find_score(self.store, scorer, wanted.prompt, clip, reference)
+            detail = "not scored yet" if found is None else str(found["failed"])
+            status = Status.SKIPPED if found is None else Status.ERROR
+        for metric in scorer.metrics:
+            if found is not None and metric in found["values"]:
+                value, key, at = found["values"][metric], found["key"], found["at"]
+                yield self._record(planned, metric, value, clip=wanted, key=key, at=at)
+            else:
+                yield self._record(planned, metric, None, clip=wanted, status=status, detail=detail)
+
+    def _artifact_records(self, planned: PlannedCell) -> Iterator[Record]:
+        wanted = planned.task.artifact
+        entry = self.store.find("artifact", wanted.key) if wanted else None
+        if entry is None:
+            return
+        self.store.touch(entry)
+        parameters = transformer_parameters(planned.cell.model)
+        size = sum(
+            facts["bytes"]
+            for name, facts in entry.manifest["files"].items()
+            if name in ("artifact.json", "weights.safetensors")
+        )
+        values = {
+            "artifact_bytes": size,
+            "compression": _TWO_BYTES * parameters / size,
+            **report_values(entry.json(REPORT_FILE), parameters),
+        }
+        for metric, value in values.items():
+            yield self._record(planned, metric, value, key=entry.key, at=entry.manifest["at"])
+
+    def _measured_records(self, planned: PlannedCell) -> Iterator[Record]:
+        key = self.measures.get(planned.cell.model.name, "")
+        entry = self.store.find("measure", key) if key else None
+        if entry is None:
+            return
+        self.store.touch(entry)
+        artifact = planned.task.artifact
+        detail = ""
+        if artifact is not None and (made := self.store.find("artifact", artifact.key)):
+            detail = str(made.json(REPORT_FILE)["execution"])
+        for metric, value in entry.json(MEASURE_FILE).get(planned.cell.id, {}).items():
+            at = entry.manifest["at"]
+            yield self._record(planned, metric, value, key=key, at=at, detail=detail)
+
+
+def report_values(report: Mapping[str, Any], parameters: int) -> dict[str, float]:
+    """The numbers of a quantization report.
+
+    Args:
+        report: ``QuantReport`` as a dict, with ``targets``: layer name -> [out, in] of every linear that
+            belongs to the target set.
+        parameters: Number of parameters of the whole transformer.
+    """
+    layers = {layer["name"]: layer for layer in report["layers"]}
+    targets: Mapping[str, list[int]] = report["targets"]
+    quantized = sum(layer["parameters"] for layer in layers.values())
+    bits = sum(layer["parameters"] * layer["w_bits"] for layer in layers.values())
+    inputs = {
+        name: (shape[1], layers[name]["a_bits"] if name in layers else IDENTITY_WIDTH)
+        for name, shape in targets.items()
+    }
+    features = sum(width for width, _ in inputs.values())
+    target_weights = sum(shape[0] * shape[1] for shape in targets.values())
+    return {
+        "avg_w_bits": (bits + IDENTITY_WIDTH * (parameters - quantized)) / parameters,
+        "avg_a_bits": sum(width * a_bits for width, a_bits in inputs.values()) / features,
+        "layers_quantized": len(layers),
+        "layers_target": len(targets),
+        "weights_quantized": quantized / target_weights,
+        "calibration_s": report["seconds"],
+        "calibration_forwards": report["calibration_forwards"],
+        "calibration_samples": report["calibration_samples"],
+    }
+
+
+def copy_out(plan: Plan, store: Store, folder: Path) -> None:
+    """Put clips and figures into the run folder, as hard links where the disk allows it."""
+    for planned in plan.cells:
+        for wanted in planned.task.clips:
+            clip = store.find("clip", wanted.clip.key)
+            if clip is not None:
+                name = f"{wanted.prompt.id}-s{wanted.seed}.mp4"
+                _link(clip.folder / MP4_FILE, folder / "clips" / planned.cell.id / name)
+        artifact = planned.task.artifact
+        entry = store.find("artifact", artifact.key) if artifact else None
+        if entry is not None and (entry.folder / "figures").is_dir():
+            for figure in sorted((entry.folder / "figures").iterdir()):
+                _link(figure, folder / "figures" / planned.cell.id / figure.name)
+
+
+def _link(source: Path, target: Path) -> None:
+    if target.exists():
+        if target.samefile(source) or target.read_bytes() == source.read_bytes():
+            return
+        target.unlink()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.hardlink_to(source)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)

@@ -1,0 +1,316 @@
+"""The experiment: TOML file and flags, resolved into plain values with every default filled in."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from harness.bits import BitSpec
+from harness.errors import UsageError
+from harness.spec import GenSpec, MethodSpec
+
+_T = TypeVar("_T")
+
+REFERENCE = "fp"
+BASELINES = ("control", "rtn")
+DEFAULT_MODELS = ("shapes",)
+DEFAULT_METHODS = ("s2q", "ptq4dit")
+DEFAULT_BITS = ("w4a6",)
+DEFAULT_SUITE = "shapes-eval"
+DEFAULT_LIMIT = 16
+DEFAULT_CALIBRATION = "shapes-calib"
+DEFAULT_CALIBRATION_PROMPTS = 10
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class RunSection(_Section):
+    """``[run]``: what is compared."""
+
+    models: list[str] | None = Field(None, min_length=1)
+    methods: list[str] | None = Field(None, min_length=1)
+    bits: list[str] | None = Field(None, min_length=1)
+    suite: str | None = None
+    limit: int | None = Field(None, ge=1)
+    seeds: list[int] | None = Field(None, min_length=1)
+    out: str | None = None
+    baselines: bool | None = None
+
+
+class MethodSection(_Section):
+    """``[[method]]``: one row, or one for each calibration seed."""
+
+    name: str
+    label: str | None = None
+    options: dict[str, JsonValue] = {}
+    calibration_seed: int | None = None
+    calibration_seeds: list[int] | None = Field(None, min_length=1)
+    bits: list[str] | None = Field(None, min_length=1)
+
+
+class GenSection(_Section):
+    """``[gen]``: overrides of the model's generation settings."""
+
+    height: int | None = Field(None, ge=8)
+    width: int | None = Field(None, ge=8)
+    frames: int | None = Field(None, ge=1)
+    fps: int | None = Field(None, ge=1)
+    steps: int | None = Field(None, ge=1)
+    guidance: float | int | None = Field(None, ge=0)
+    dtype: str | None = Field(None, pattern="^(float32|bfloat16|float16)$")
+    max_text_tokens: int | None = Field(None, ge=1)
+
+
+class CalibrationSection(_Section):
+    """``[calibration]``: the budget that every method gets."""
+
+    suite: str | None = None
+    prompts: int | None = Field(None, ge=1)
+    seed: int | None = None
+
+
+class ExecutionSection(_Section):
+    """``[execution]``: how the work is spread; no result depends on it but through the threads."""
+
+    jobs: int | None = Field(None, ge=1)
+    threads: int | None = Field(None, ge=1)
+    timeout_s: float | int | None = Field(None, gt=0)
+    device: str | None = None
+    measure: bool | None = None
+
+
+class ExperimentFile(_Section):
+    """A whole experiment file."""
+
+    run: RunSection = RunSection()
+    method: list[MethodSection] = []
+    gen: GenSection = GenSection()
+    calibration: CalibrationSection = CalibrationSection()
+    execution: ExecutionSection = ExecutionSection()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Flags:
+    """What was typed on the command line; None where nothing was."""
+
+    models: tuple[str, ...] | None = None
+    methods: tuple[str, ...] | None = None
+    bits: tuple[str, ...] | None = None
+    suite: str | None = None
+    limit: int | None = None
+    seeds: tuple[int, ...] | None = None
+    out: Path | None = None
+    device: str | None = None
+    jobs: int | None = None
+    baselines: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """A method of the experiment with the widths it is run at."""
+
+    method: MethodSpec
+    bits: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Execution:
+    """How the work is spread.
+
+    Attributes:
+        jobs: Workers side by side; None for cores divided by threads.
+        threads: Threads a worker computes with; part of the cohort.
+        timeout_s: Longest a worker may run.
+        device: None to choose a CUDA device where there is one.
+        measure: Whether latency and memory are measured at the end.
+    """
+
+    jobs: int | None
+    threads: int
+    timeout_s: float
+    device: str | None
+    measure: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Experiment:
+    """What to compare, every default filled in.
+
+    Attributes:
+        gen: Overrides of each model's generation settings.
+        calibration_prompts: Prompts whose trajectories are recorded for calibration.
+    """
+
+    models: tuple[str, ...]
+    rows: tuple[Row, ...]
+    suite: str
+    limit: int
+    seeds: tuple[int, ...]
+    gen: tuple[tuple[str, Any], ...]
+    calibration_suite: str
+    calibration_prompts: int
+    execution: Execution
+    out: Path | None
+
+    def gen_for(self, default: GenSpec) -> GenSpec:
+        """A model's generation settings with the overrides applied."""
+        return replace(default, **dict(self.gen))
+
+
+def load_file(path: Path) -> ExperimentFile:
+    """Read an experiment file.
+
+    Raises:
+        UsageError: It cannot be read, or a key or value in it is wrong.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as cause:
+        raise UsageError(f"'{path}' cannot be read: {cause.strerror}", "check the path") from cause
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
+        raise UsageError(f"'{path}' is not TOML: {cause}", "see `harness run --help`") from cause
+    try:
+        return ExperimentFile.model_validate(table)
+    except ValidationError as cause:
+        raise _explain(path, cause) from None
+
+
+def resolve(file: ExperimentFile, flags: Flags) -> Experiment:
+    """Merge file and flags and fill in the defaults; flags win.
+
+    Raises:
+        UsageError: A width cannot be read or two rows have the same name.
+    """
+    run = file.run
+    bits = _widths(flags.bits or tuple(run.bits or DEFAULT_BITS))
+    seed = file.calibration.seed or 0
+    chosen = flags.methods or (tuple(run.methods) if run.methods else None)
+    rows = _rows(file.method, chosen, bits, seed)
+    baselines = flags.baselines if flags.baselines is not None else run.baselines is not False
+    rows = _with_references(rows, bits, seed, BASELINES if baselines else ())
+    labels = [row.method.label for row in rows]
+    if twice := sorted({label for label in labels if labels.count(label) > 1}):
+        raise UsageError(f"two rows are called '{twice[0]}'", "give each [[method]] its own label")
+    execution = file.execution
+    gen = file.gen.model_dump(exclude_none=True)
+    if "guidance" in gen:
+        gen["guidance"] = float(gen["guidance"])
+    out = flags.out or (Path(run.out) if run.out else None)
+    return Experiment(
+        models=_unique(flags.models or tuple(run.models or DEFAULT_MODELS)),
+        rows=rows,
+        suite=flags.suite or run.suite or DEFAULT_SUITE,
+        limit=flags.limit or run.limit or DEFAULT_LIMIT,
+        seeds=_unique(flags.seeds or tuple(run.seeds or (0,))),
+        gen=tuple(sorted(gen.items())),
+        calibration_suite=file.calibration.suite or DEFAULT_CALIBRATION,
+        calibration_prompts=file.calibration.prompts or DEFAULT_CALIBRATION_PROMPTS,
+        execution=Execution(
+            jobs=flags.jobs or execution.jobs,
+            threads=execution.threads or 1,
+            timeout_s=float(execution.timeout_s or 6 * 3600),
+            device=flags.device or execution.device,
+            measure=execution.measure is not False,
+        ),
+        out=out,
+    )
+
+
+def _rows(
+    sections: list[MethodSection], chosen: tuple[str, ...] | None, bits: tuple[str, ...], seed: int
+) -> tuple[Row, ...]:
+    """The rows asked for: a chosen name takes its ``[[method]]`` entries, or stands for itself."""
+    if chosen is None:
+        if sections:
+            return tuple(row for section in sections for row in _variants(section, bits, seed))
+        chosen = DEFAULT_METHODS
+    rows: list[Row] = []
+    for name in _unique(chosen):
+        entries = [s for s in sections if name in (s.label, s.name)]
+        entries = entries or [MethodSection(name=name)]
+        rows += [row for section in entries for row in _variants(section, bits, seed)]
+    return tuple(row for i, row in enumerate(rows) if row not in rows[:i])
+
+
+def _variants(section: MethodSection, bits: tuple[str, ...], seed: int) -> list[Row]:
+    label = section.label or section.name.replace(":", ".")
+    if not label or any(c in "/\\" or c.isspace() for c in label) or label.startswith("."):
+        raise UsageError(f"label '{label}' cannot name a folder", "use no spaces and no slashes")
+    if section.calibration_seeds is not None:
+        if section.calibration_seed is not None:
+            raise UsageError(
+                f"[[method]] '{label}' has calibration_seed and calibration_seeds", "keep one"
+            )
+        seeds = [(f"{label}#{s}", s) for s in _unique(tuple(section.calibration_seeds))]
+    else:
+        one = section.calibration_seed
+        seeds = [(label, seed if one is None else one)]
+    options = tuple(sorted((k, _frozen(v)) for k, v in section.options.items()))
+    widths = _widths(tuple(section.bits)) if section.bits else bits
+    return [
+        Row(
+            method=MethodSpec(name=section.name, label=name, options=options, calibration_seed=s),
+            bits=widths,
+        )
+        for name, s in seeds
+    ]
+
+
+def _with_references(
+    rows: tuple[Row, ...], bits: tuple[str, ...], seed: int, baselines: tuple[str, ...]
+) -> tuple[Row, ...]:
+    """Put the reference first and the baselines that are not asked for by name after it."""
+    widths = tuple(dict.fromkeys([*bits, *(b for row in rows for b in row.bits)]))
+    given = {row.method.label: row for row in rows}
+    first = [given.get(name) or _plain(name, widths, seed) for name in (REFERENCE, *baselines)]
+    return (*first, *(row for row in rows if row not in first))
+
+
+def _plain(name: str, bits: tuple[str, ...], seed: int) -> Row:
+    return Row(method=MethodSpec(name=name, label=name, calibration_seed=seed), bits=bits)
+
+
+def _widths(bits: tuple[str, ...]) -> tuple[str, ...]:
+    return _unique(tuple(str(BitSpec.parse(text)) for text in bits))
+
+
+def _unique(values: tuple[_T, ...]) -> tuple[_T, ...]:
+    return tuple(dict.fromkeys(values))
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+
+
+def _explain(path: Path, cause: ValidationError) -> UsageError:
+    """The first complaint of pydantic as one line, with the nearest known key."""
+    error = cause.errors()[0]
+    place = [str(part) for part in error["loc"]]
+    if error["type"] != "extra_forbidden":
+        return UsageError(
+            f"'{path}': {'.'.join(place)} = {error['input']!r}: {error['msg'].lower()}",
+            "see `harness run --help` and the experiments/ folder for examples",
+        )
+    section: type[BaseModel] = ExperimentFile
+    sections = {
+        "run": RunSection,
+        "method": MethodSection,
+        "gen": GenSection,
+        "calibration": CalibrationSection,
+        "execution": ExecutionSection,
+    }
+    if len(place) > 1:
+        section = sections[place[0]]
+    known = sorted(section.model_fields)
+    near = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.5)
+    guess = f"did you mean {near[0]}? " if near else ""
+    return UsageError(
+        f"'{path}': key '{'.'.join(place)}' is unknown", f"{guess}known: {', '.join(known)}"
+    )

@@ -1,0 +1,161 @@
+"""What a plan will take: time from what the store's journal remembers, disk from the settings."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness.errors import InfraError
+from harness.models.table import BUNDLED, transformer_parameters
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from harness.plan import Plan, PlannedCell
+    from harness.spec import GenSpec
+    from harness.store import Store
+
+WORKER_START_S = 8.0  # imports and loading the bundled model, measured on two 2024 server cores
+_LATENT_SHARE = 0.1  # final latents beside raw frames, generously
+_ARTIFACT_BYTES_PER_PARAMETER = 4.0  # every layer kept at float32: the most an artifact can take
+_RESERVE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """What is left to do.
+
+    Attributes:
+        seconds: Wall time; None while nothing like it was ever timed here.
+        work_s: By task id: seconds of its worker, the weights of the progress bar.
+        disk_bytes: Most that the store will grow.
+    """
+
+    seconds: float | None
+    work_s: dict[str, float]
+    disk_bytes: int
+
+
+def estimate(plan: Plan, store: Store) -> Estimate:
+    """Estimate a plan."""
+    history = _history(store)
+    known = True
+    work: dict[str, float] = {}
+    for planned in plan.cells:
+        if planned.done:
+            continue
+        clip_s, quantize_s = _rates(planned, history)
+        if clip_s is None or quantize_s is None:
+            known = False
+            clip_s, quantize_s = clip_s or 1.0, quantize_s or 10.0
+        seconds = WORKER_START_S + planned.missing_clips * clip_s
+        work[planned.cell.id] = seconds + (quantize_s if planned.needs_quantizing else 0.0)
+    for name, pool in plan.pools.items():
+        clip_s = _model_clip_s(pool.model.name, history)
+        known = known and clip_s is not None
+        work[name] = WORKER_START_S + len(pool.prompts) * (clip_s or 1.0)
+    spread = max([sum(work.values()) / plan.jobs, *work.values()], default=0.0)
+    if work and plan.experiment.execution.measure:
+        real = sum(c.facts.unquantized for c in plan.cells)
+        rate = max((_model_clip_s(m.name, history) or 0.0 for m in plan.models), default=0.0)
+        spread += WORKER_START_S + 4 * real * rate
+    return Estimate(
+        seconds=spread if known else None, work_s=work, disk_bytes=_disk_bytes(plan) if work else 0
+    )
+
+
+def plan_line(plan: Plan, guess: Estimate) -> str:
+    """The first line of a run."""
+    found = plan.clips - plan.missing_clips
+    cells = f"{len(plan.cells)} cells"
+    skipped = sum(bool(c.unsupported) for c in plan.cells)
+    if skipped:
+        cells += f" ({skipped} unsupported)"
+    if not guess.work_s:
+        return f"{cells}, {plan.clips} clips found, nothing to make"
+    took = "time unknown until the first clip" if guess.seconds is None else _about(guess.seconds)
+    return f"{cells}, {plan.missing_clips} clips to make, {found} found, {took}"
+
+
+def check_space(plan: Plan, guess: Estimate, store: Store, folder: Path) -> None:
+    """Hold the estimate against what is free.
+
+    Raises:
+        InfraError: It will not fit.
+    """
+    del plan
+    for place in (store.root, folder):
+        free = shutil.disk_usage(place).free
+        need = guess.disk_bytes + _RESERVE_BYTES if guess.work_s else 0
+        if free < need:
+            raise InfraError(
+                f"'{place}' has {free / 1e6:.0f} MB free, the run may need {need / 1e6:.0f} MB",
+                "free space, run `harness gc`, or set HARNESS_HOME and --out to another disk",
+            )
+
+
+def _about(seconds: float) -> str:
+    if seconds < 90:
+        return f"about {max(10, round(seconds, -1)):.0f} s"
+    if seconds < 5400:
+        return f"about {seconds / 60:.0f} min"
+    return f"about {seconds / 3600:.1f} h"
+
+
+def _history(store: Store) -> dict[str, list[float]]:
+    """Seconds that published things took, newest last: ``clip:<cell id>``, ``artifact:<label>``..."""
+    taken: dict[str, list[float]] = defaultdict(list)
+    for row in store.journal():
+        if row.get("event") == "published" and "seconds" in row:
+            label = str(row.get("label", "")).partition("/")[0]
+            taken[f"{row['kind']}:{label}"].append(float(row["seconds"]))
+            if row["kind"] == "clip":
+                taken[f"model:{label.partition('--')[0]}"].append(float(row["seconds"]))
+    return taken
+
+
+def _recent(history: dict[str, list[float]], name: str) -> float | None:
+    return statistics.median(history[name][-16:]) if history.get(name) else None
+
+
+def _model_clip_s(model: str, history: dict[str, list[float]]) -> float | None:
+    if (seconds := _recent(history, f"model:{model}")) is not None:
+        return seconds
+    return BUNDLED[model].clip_s if model in BUNDLED else None
+
+
+def _rates(
+    planned: PlannedCell, history: dict[str, list[float]]
+) -> tuple[float | None, float | None]:
+    """Seconds a clip and seconds of quantizing of one row."""
+    model = planned.cell.model.name
+    clip = _recent(history, f"clip:{planned.cell.id}") or _model_clip_s(model, history)
+    quantize = _recent(history, f"artifact:{planned.cell.method.label}")
+    if quantize is None and model in BUNDLED:
+        name = planned.cell.method.name
+        quantize = BUNDLED[model].quantize_s.get(name, 10.0)
+    return clip, 0.0 if planned.facts.unquantized else quantize
+
+
+def _disk_bytes(plan: Plan) -> int:
+    total = 0.0
+    for planned in plan.cells:
+        if planned.done:
+            continue
+        total += planned.missing_clips * clip_bytes(planned.cell.gen)
+        if planned.needs_quantizing:
+            parameters = transformer_parameters(planned.cell.model)
+            total += parameters * _ARTIFACT_BYTES_PER_PARAMETER
+    for pool in plan.pools.values():
+        # A call a step, two guidance branches, float32 latents and text states.
+        latents = 4 * clip_bytes(pool.gen) * _LATENT_SHARE
+        total += len(pool.prompts) * pool.gen.steps * 2 * latents
+    return int(total)
+
+
+def clip_bytes(gen: GenSpec) -> float:
+    """Most that one clip takes in the store: raw frames, latents, the coded clip."""
+    return gen.frames * gen.height * gen.width * 3 * (1 + 2 * _LATENT_SHARE) + 8192

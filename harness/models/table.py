@@ -1,0 +1,186 @@
+"""The models: bundled ones by name, one's own by folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from harness.errors import HarnessError, UsageError, unknown_name
+from harness.keys import digest, file_digest
+from harness.models import shapes
+from harness.spec import GenSpec, ModelSpec
+
+SHAPES_WEIGHTS = "HARNESS_SHAPES_WEIGHTS"
+INDEX = "model_index.json"
+FAMILY_OF_CLASS = {"CogVideoXTransformer3DModel": "cogvideox"}
+"""Denoiser class in ``model_index.json`` -> family; a lean copy of what ``harness.models.families`` knows."""
+
+# diffusers' CogVideoXPipeline.__call__ defaults; the folder does not record them.
+DEFAULT_STEPS = 50
+DEFAULT_GUIDANCE = 6.0
+DEFAULT_FPS = 8
+
+SHAPES_GEN = GenSpec(
+    height=shapes.HEIGHT,
+    width=shapes.WIDTH,
+    frames=shapes.FRAMES,
+    fps=shapes.FPS,
+    steps=shapes.STEPS,
+    guidance=shapes.GUIDANCE,
+    dtype="float32",
+    max_text_tokens=shapes.MAX_TEXT_TOKENS,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bundled:
+    """A model that ships with the package.
+
+    Attributes:
+        clip_s: Seconds a clip on one core of a 2024 server, for the first estimate of a run's time.
+        quantize_s: Seconds of quantizing by method there.
+    """
+
+    variant: str
+    about: str
+    clip_s: float
+    quantize_s: dict[str, float]
+
+
+_CLIP_S = 3.0
+_QUANTIZE_S = {"s2q": 110.0, "ptq4dit": 110.0, "rtn": 5.0, "rtn-gptq": 20.0}
+
+BUNDLED = {
+    "shapes": Bundled(
+        variant="",
+        about="coloured shapes that move; CogVideoX, trained here",
+        clip_s=_CLIP_S,
+        quantize_s=_QUANTIZE_S,
+    ),
+    "shapes-outliers": Bundled(
+        variant="outliers",
+        about="shapes with planted activation outliers; a stress test",
+        clip_s=_CLIP_S,
+        quantize_s=_QUANTIZE_S,
+    ),
+}
+
+
+def model_spec(name: str) -> ModelSpec:
+    """Resolve what the user typed: a bundled name or a folder in diffusers format.
+
+    Raises:
+        UsageError: It is neither.
+        HarnessError: The folder's denoiser belongs to no supported family.
+    """
+    if name in BUNDLED:
+        folder = Path(os.environ.get(SHAPES_WEIGHTS) or shapes.weights_dir()).absolute()
+        spec = ModelSpec(
+            name=name,
+            repo=str(folder),
+            family="cogvideox",
+            gen=SHAPES_GEN,
+            variant=BUNDLED[name].variant,
+            judge="oracle",
+        )
+        return replace(spec, revision=folder_revision(folder))
+    folder = Path(name).expanduser()
+    if (folder / INDEX).is_file():
+        return _folder_spec(folder.resolve())
+    if folder.is_dir():
+        raise UsageError(
+            f"model folder '{name}' is not in diffusers format",
+            f"give a folder that holds {INDEX}, as save_pretrained writes it",
+        )
+    error = unknown_name("model", name, BUNDLED)
+    raise UsageError(error.message, f"{error.hint}; or a local folder in diffusers format")
+
+
+def folder_revision(folder: Path) -> str:
+    """Digest of a pipeline's files, so that a changed weight is another model.
+
+    Only ``model_index.json`` and the folders it names count; notes that lie beside them do not.
+
+    Raises:
+        HarnessError: The folder holds no model.
+    """
+    if not (folder / INDEX).is_file():
+        raise HarnessError(
+            f"there are no model weights in '{folder}'",
+            f"install the package again, or set {SHAPES_WEIGHTS} to a trained folder",
+        )
+    parts = [folder / part for part in _json(folder / INDEX) if (folder / part).is_dir()]
+    files = [folder / INDEX, *(p for part in sorted(parts) for p in sorted(part.rglob("*")))]
+    digests = [[p.relative_to(folder).as_posix(), file_digest(p)] for p in files if p.is_file()]
+    return digest(digests)
+
+
+def transformer_parameters(spec: ModelSpec) -> int:
+    """Number of parameters of the denoiser, read from the headers of its weight files.
+
+    Raises:
+        HarnessError: The folder holds no denoiser weights.
+    """
+    count = 0
+    files = sorted((Path(spec.repo) / "transformer").glob("*.safetensors"))
+    if not files:
+        raise HarnessError(
+            f"'{spec.repo}' holds no denoiser weights",
+            "save the model with safe_serialization=True",
+        )
+    for path in files:
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        for name, tensor in header.items():
+            if name != "__metadata__":
+                size = 1
+                for extent in tensor["shape"]:
+                    size *= extent
+                count += size
+    return count
+
+
+def _folder_spec(folder: Path) -> ModelSpec:
+    index = _json(folder / INDEX)
+    denoiser = index.get("transformer", [None, ""])[1]
+    if denoiser not in FAMILY_OF_CLASS:
+        raise HarnessError(
+            f"the denoiser class '{denoiser}' of '{folder}' belongs to no supported family",
+            f"supported classes: {', '.join(sorted(FAMILY_OF_CLASS))}",
+        )
+    return ModelSpec(
+        name=re.sub(r"[^\w.-]+", "-", folder.name),
+        repo=str(folder),
+        family=FAMILY_OF_CLASS[denoiser],
+        gen=_default_gen(folder),
+        revision=folder_revision(folder),
+    )
+
+
+def _default_gen(folder: Path) -> GenSpec:
+    transformer, vae = _json(folder / "transformer/config.json"), _json(folder / "vae/config.json")
+    scale = 2 ** (len(vae["block_out_channels"]) - 1)
+    return GenSpec(
+        height=transformer["sample_height"] * scale,
+        width=transformer["sample_width"] * scale,
+        frames=transformer["sample_frames"],
+        fps=DEFAULT_FPS,
+        steps=DEFAULT_STEPS,
+        guidance=DEFAULT_GUIDANCE,
+        max_text_tokens=transformer["max_text_seq_length"],
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as cause:
+        raise HarnessError(
+            f"'{path}' cannot be read ({cause.__class__.__name__})",
+            "give a folder in diffusers format, as save_pretrained writes it",
+        ) from cause
+    return found

@@ -1,0 +1,186 @@
+"""Finding methods: installed ones by entry point, one's own by ``module:attribute``.
+
+Nothing here imports a method until it is needed. Planning asks a few facts of a method, and the answer is kept by
+digest of the method's source, so that a finished run can be repeated without importing torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import json
+import sys
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.bits import BitSpec
+from harness.errors import HarnessError, UsageError, unknown_name
+from harness.keys import digest, file_digest, plain
+from harness.store import replace_file
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from harness.method import Method
+
+GROUP = "harness.methods"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MethodFacts:
+    """What planning needs to know of a method.
+
+    Attributes:
+        options: Every option, defaults filled in; part of the artifact's key.
+        unsupported: By bit width: why that row cannot be made.
+    """
+
+    name: str
+    version: int
+    needs_calibration: bool
+    unquantized: bool
+    options: dict[str, Any]
+    unsupported: dict[str, str]
+
+
+def methods() -> dict[str, EntryPoint]:
+    """Every installed method by the name the user types; imports none of them."""
+    return {point.name: point for point in sorted(entry_points(group=GROUP), key=lambda p: p.name)}
+
+
+def find_method(name: str) -> EntryPoint:
+    """The entry point of a method.
+
+    Args:
+        name: An installed name, or ``module:attribute`` for a method that is not installed yet.
+
+    Raises:
+        UsageError: There is no such name.
+    """
+    known = methods()
+    if name in known:
+        return known[name]
+    if ":" in name:
+        return EntryPoint(name=name, value=name, group=GROUP)
+    raise unknown_name("method", name, known)
+
+
+def load_method(name: str) -> Method:
+    """Import a method and make the object.
+
+    Raises:
+        UsageError: There is no such name.
+        HarnessError: Importing it fails, or what was imported is no method.
+    """
+    from harness.method import Method
+
+    point = find_method(name)
+    try:
+        found = point.load()
+    except (ImportError, AttributeError) as cause:
+        raise HarnessError(
+            f"method '{name}' ({point.value}) cannot be imported: {cause}",
+            "install what it needs, or put its folder on PYTHONPATH",
+        ) from cause
+    method = found() if inspect.isclass(found) else found
+    missing = [a for a in _members(Method) if not hasattr(method, a)]
+    if missing:
+        raise HarnessError(
+            f"method '{name}' ({point.value}) lacks {', '.join(missing)}",
+            "docs/adding-a-method.md shows a complete method",
+        )
+    return method
+
+
+def resolve_options(method: Method, chosen: Mapping[str, Any]) -> Any:
+    """Fill in the defaults of a method's options.
+
+    Raises:
+        UsageError: An option is unknown or a value has another type than its default.
+    """
+    defaults = method.Options()
+    fields = {f.name: getattr(defaults, f.name) for f in dataclasses.fields(defaults)}
+    values = {}
+    for name, value in chosen.items():
+        if name not in fields:
+            raise unknown_name(f"option of method '{method.name}'", name, fields)
+        values[name] = _typed(method.name, name, fields[name], value)
+    return method.Options(**values)
+
+
+def describe(
+    name: str, chosen: Mapping[str, Any], family: str, bits: tuple[str, ...], cache: Path
+) -> MethodFacts:
+    """What planning needs to know of one row, from the cache while the method's source is the same.
+
+    Args:
+        cache: Folder of remembered answers.
+    """
+    point = find_method(name)
+    question = {
+        "point": point.value,
+        "source": _source_digest(point.module),
+        "options": plain(dict(chosen)),
+        "family": family,
+        "bits": list(bits),
+        "torch": version("torch"),
+        "python": sys.version,
+    }
+    path = cache / f"{digest(question)}.json"
+    if question["source"] and path.is_file():
+        return MethodFacts(**json.loads(path.read_text(encoding="utf-8")))
+    method = load_method(name)
+    facts = MethodFacts(
+        name=name,
+        version=method.version,
+        needs_calibration=method.needs_calibration,
+        unquantized=method.unquantized,
+        options=plain(dataclasses.asdict(resolve_options(method, chosen))),
+        unsupported={
+            width: answer.reason
+            for width in bits
+            if (answer := method.supports(family, BitSpec.parse(width))) is not None
+        },
+    )
+    cache.mkdir(parents=True, exist_ok=True)
+    replace_file(path, json.dumps(plain(facts)))
+    return facts
+
+
+def _members(protocol: type) -> list[str]:
+    names = {*inspect.get_annotations(protocol), "supports", "quantize_"}
+    return sorted(names)
+
+
+def _source_digest(module: str) -> str:
+    """Digest of the sources of the package that a method lies in; empty when they cannot be found."""
+    top, _, rest = module.partition(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return ""
+    if spec is None or spec.origin is None and not spec.submodule_search_locations:
+        return ""
+    if not rest:
+        files = [Path(str(spec.origin))]
+    else:
+        folders = [Path(place) for place in spec.submodule_search_locations or ()]
+        files = sorted(path for folder in folders for path in folder.rglob("*.py"))
+    return digest([[path.name, file_digest(path)] for path in files])
+
+
+def _typed(method: str, name: str, default: Any, value: Any) -> Any:
+    if isinstance(default, tuple) and isinstance(value, (list, tuple)):
+        return tuple(value)
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if default is None or value is None or type(value) is type(default):
+        return value
+    raise UsageError(
+        f"option '{name}' of method '{method}' is {value!r}, a {type(value).__name__}",
+        f"give a {type(default).__name__}; the default is {default!r}",
+    )

@@ -1,0 +1,1 @@
+"""The stages of the line: each reads files and writes files."""

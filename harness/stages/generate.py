@@ -1,0 +1,47 @@
+"""Generate: one clip, published the moment it exists."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from harness.stages.score import LATENTS_FILE, LOSSLESS_FILE
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from harness.spec import GenSpec
+    from harness.store import Store
+    from harness.task import ClipTask
+
+MP4_FILE = "clip.mp4"
+FACTS_FILE = "clip.json"
+
+
+def generate(
+    pipeline: DiffusionPipeline, wanted: ClipTask, gen: GenSpec, store: Store, *, label: str
+) -> float:
+    """Sample one clip and publish it.
+
+    Returns:
+        Seconds of sampling.
+    """
+    from safetensors.torch import save_file
+
+    from harness.models.sample import sample
+    from harness.video import write_lossless, write_mp4
+
+    with store.build("clip", wanted.clip.key, wanted.clip.inputs, {"label": label}) as folder:
+        made = sample(pipeline, wanted.prompt.text, gen, seed=wanted.noise_seed)
+        write_mp4(folder / MP4_FILE, made.frames, fps=gen.fps)
+        write_lossless(folder / LOSSLESS_FILE, made.frames, fps=gen.fps)
+        save_file({"latents": made.latents.contiguous()}, folder / LATENTS_FILE)
+        facts = {
+            "prompt": wanted.prompt.id,
+            "text": wanted.prompt.text,
+            "seed": wanted.seed,
+            "noise_seed": wanted.noise_seed,
+            "seconds": made.seconds,
+        }
+        (folder / FACTS_FILE).write_text(json.dumps(facts, sort_keys=True) + "\n", encoding="utf-8")
+    return made.seconds

@@ -1,0 +1,200 @@
+"""Score: judge clips by scorers whose results are kept by the content that they judged.
+
+Importing this module needs no torch: planning asks it which scores exist.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import HarnessError
+from harness.keys import digest, file_digest, score_inputs
+from harness.provenance import package_version
+from harness.task import Keyed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from harness.spec import Prompt
+    from harness.store import Entry, Store
+
+SCORE_FILE = "score.json"
+LOSSLESS_FILE = "frames.mkv"
+LATENTS_FILE = "latents.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scorer:
+    """A group of metrics that are computed together.
+
+    Attributes:
+        module: Where it is implemented; its source is part of every score's key.
+        packages: Libraries it computes with; their versions are part of every score's key.
+        paired: Whether it compares with the unquantized clip of the same prompt and seed.
+        metrics: Names of its values.
+    """
+
+    name: str
+    module: str
+    packages: tuple[str, ...]
+    paired: bool
+    metrics: tuple[str, ...]
+
+
+_ORACLE = ("colour", "shape", "background", "motion", "all")
+
+SCORERS = {
+    scorer.name: scorer
+    for scorer in (
+        Scorer(
+            name="fidelity",
+            module="harness.metrics.fidelity",
+            packages=("torch", "torchmetrics"),
+            paired=True,
+            metrics=("psnr_db", "ssim", "latent_cosine", "latent_error"),
+        ),
+        Scorer(
+            name="lpips",
+            module="harness.metrics.fidelity",
+            packages=("torch", "torchmetrics", "torchvision"),
+            paired=True,
+            metrics=("lpips",),
+        ),
+        Scorer(
+            name="oracle",
+            module="harness.metrics.oracle",
+            packages=("numpy", "scipy"),
+            paired=False,
+            metrics=tuple(f"{kind}_{what}" for kind in ("oracle", "margin") for what in _ORACLE),
+        ),
+    )
+}
+
+
+def scorers_for(judge: str) -> tuple[str, ...]:
+    """The scorers of a model.
+
+    Args:
+        judge: ``ModelSpec.judge``.
+    """
+    return ("fidelity", *(() if lpips_missing() else ("lpips",)), *([judge] if judge else []))
+
+
+@cache
+def lpips_missing() -> str:
+    """Why LPIPS is not computed, empty where it is; finds out without importing torch."""
+    if not package_version("torchvision"):
+        return "torchvision is not installed (pip install 'vdit-quant-harness[lpips]')"
+    cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    torch_home = Path(os.environ.get("TORCH_HOME") or Path(cache_home) / "torch")
+    checkpoints = torch_home / "hub" / "checkpoints"
+    if not any(checkpoints.glob("alexnet-*.pth")):
+        return f"AlexNet weights are not in {checkpoints}"
+    return ""
+
+
+def score_key(scorer: Scorer, prompt: Prompt, clip: Entry, reference: Entry | None) -> Keyed:
+    """Key of one score, from the content of the clips rather than from how they were made."""
+    paired = scorer.paired and reference is not None
+    inputs = score_inputs(
+        clip=_content(clip),
+        reference=_content(reference) if paired and reference is not None else "",
+        scorer=scorer.name,
+        version=_source(scorer.module),
+        asked={} if scorer.paired else dict(prompt.tags),
+        environment={name: package_version(name) for name in scorer.packages},
+    )
+    return Keyed(key=digest(inputs), inputs=inputs)
+
+
+def score_clip(
+    store: Store, scorer: Scorer, prompt: Prompt, clip: Entry, reference: Entry | None
+) -> None:
+    """Compute and publish one score, unless the store has it.
+
+    A value that cannot be computed (a clip that diverged) is published as failed with its reason: it is a
+    property of the clip, not of this run.
+    """
+    wanted = score_key(scorer, prompt, clip, reference)
+    if store.find("score", wanted.key) is not None:
+        return
+    values: dict[str, float] = {}
+    failed = ""
+    try:
+        values = _COMPUTE[scorer.name](prompt, clip, reference)
+    except HarnessError as cause:
+        failed = cause.message
+    text = json.dumps({"values": values, "failed": failed}, sort_keys=True, allow_nan=False)
+    with store.build("score", wanted.key, wanted.inputs, {"label": scorer.name}) as folder:
+        (folder / SCORE_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def find_score(
+    store: Store, scorer: Scorer, prompt: Prompt, clip: Entry, reference: Entry | None
+) -> Mapping[str, Any] | None:
+    """A published score: ``values`` and ``failed``, with ``key`` and ``at``; None if it is not there."""
+    wanted = score_key(scorer, prompt, clip, reference)
+    entry = store.find("score", wanted.key)
+    if entry is None:
+        return None
+    return {**entry.json(SCORE_FILE), "key": wanted.key, "at": entry.manifest["at"]}
+
+
+@cache
+def _source(module: str) -> str:
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise HarnessError(f"scorer module '{module}' is missing", "install the package again")
+    return file_digest(Path(spec.origin))[:16]
+
+
+def _content(clip: Entry) -> str:
+    return digest([clip.file_sha256(LOSSLESS_FILE), clip.file_sha256(LATENTS_FILE)])
+
+
+def _pair(clip: Entry, reference: Entry | None) -> tuple[Entry, Entry]:
+    if reference is None:
+        raise ValueError("a paired scorer was called without a reference")
+    return clip, reference
+
+
+def _fidelity(prompt: Prompt, clip: Entry, reference: Entry | None) -> dict[str, float]:
+    from safetensors.torch import load_file
+
+    from harness.metrics.fidelity import fidelity
+    from harness.video import read
+
+    del prompt
+    pair = _pair(clip, reference)
+    frames = [read(entry.folder / LOSSLESS_FILE) for entry in pair]
+    latents = [load_file(entry.folder / LATENTS_FILE)["latents"] for entry in pair]
+    return fidelity(*frames, *latents)
+
+
+def _lpips(prompt: Prompt, clip: Entry, reference: Entry | None) -> dict[str, float]:
+    from harness.metrics.fidelity import lpips
+    from harness.video import read
+
+    del prompt
+    return {"lpips": lpips(*(read(e.folder / LOSSLESS_FILE) for e in _pair(clip, reference)))}
+
+
+def _oracle(prompt: Prompt, clip: Entry, reference: Entry | None) -> dict[str, float]:
+    from harness.metrics.oracle import clip_metrics
+    from harness.video import read
+
+    del reference
+    return clip_metrics(read(clip.folder / LOSSLESS_FILE), dict(prompt.tags))
+
+
+_COMPUTE: dict[str, Callable[[Prompt, Entry, Entry | None], dict[str, float]]] = {
+    "fidelity": _fidelity,
+    "lpips": _lpips,
+    "oracle": _oracle,
+}

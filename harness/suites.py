@@ -1,0 +1,174 @@
+"""Prompt suites: bundled ones checked against their digest, one's own from a text, CSV or JSONL file."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import re
+import tomllib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from harness.errors import HarnessError, UsageError, unknown_name
+from harness.keys import file_digest, prompts_digest
+from harness.spec import Prompt, PromptSuite
+
+TABLE = "suites.toml"
+TEXT_COLUMNS = ("prompt", "text")
+SUFFIXES = (".txt", ".csv", ".jsonl")
+USER_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SuiteRow:
+    """A bundled suite as listed in ``prompts/suites.toml``."""
+
+    name: str
+    file: str
+    version: int
+    role: str
+    sha256: str
+    about: str = ""
+
+
+def bundled(folder: Path | None = None) -> dict[str, SuiteRow]:
+    """The bundled suites by name."""
+    table = tomllib.loads(((folder or _folder()) / TABLE).read_text(encoding="utf-8"))
+    return {row["name"]: SuiteRow(**row) for row in table["suite"]}
+
+
+def load_suite(
+    name: str, *, limit: int | None = None, role: str = "eval", folder: Path | None = None
+) -> PromptSuite:
+    """Read a suite.
+
+    Args:
+        name: A bundled name, or the path of a ``.txt`` (a prompt a line), ``.csv`` (a column ``prompt`` or
+            ``text``) or ``.jsonl`` file (``text``, optionally ``id`` and ``tags``).
+        limit: Take the first so many prompts; None for all.
+        role: What a suite of one's own is used for; a bundled suite states its role.
+        folder: Where the bundled suites lie, for tests.
+
+    Raises:
+        UsageError: No such suite, a suite of the other role, or a file that holds no prompts.
+        HarnessError: A bundled file does not have the digest it was released with.
+    """
+    known = bundled(folder)
+    if name in known:
+        suite = _load_bundled(known[name], folder or _folder())
+        if suite.role != role:
+            raise UsageError(
+                f"suite '{name}' is for {suite.role}, not for {role}",
+                f"choose one of: {', '.join(n for n, row in known.items() if row.role == role)}",
+            )
+    elif Path(name).suffix in SUFFIXES:
+        suite = _load_own(Path(name), role)
+    else:
+        error = unknown_name("suite", name, known)
+        raise UsageError(error.message, f"{error.hint}; or a path ending in .txt, .csv or .jsonl")
+    prompts = suite.prompts if limit is None else suite.prompts[:limit]
+    return replace(suite, prompts=prompts, digest=prompts_digest(prompts))
+
+
+def normalised(text: str) -> str:
+    """A prompt without case, punctuation and spacing, for finding overlaps."""
+    return " ".join(re.findall(r"\w+", text.casefold()))
+
+
+def refuse_overlap(evaluation: PromptSuite, calibration: PromptSuite) -> None:
+    """Hold calibration and evaluation apart.
+
+    Raises:
+        UsageError: A text is in both.
+    """
+    fitted = {normalised(prompt.text) for prompt in calibration.prompts}
+    shared = [prompt.id for prompt in evaluation.prompts if normalised(prompt.text) in fitted]
+    if shared:
+        raise UsageError(
+            f"suite '{evaluation.name}' shares {len(shared)} prompts with the calibration suite "
+            f"'{calibration.name}' (first: {shared[0]})",
+            "calibrate on other prompts: [calibration] suite = ... in the experiment file",
+        )
+
+
+def _folder() -> Path:
+    spec = importlib.util.find_spec("prompts")
+    if spec is None or not spec.submodule_search_locations:
+        raise HarnessError("the package 'prompts' is not installed", "install the project again")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _load_bundled(row: SuiteRow, folder: Path) -> PromptSuite:
+    path = folder / row.file
+    found = file_digest(path) if path.is_file() else "missing"
+    if found != row.sha256:
+        raise HarnessError(
+            f"suite '{row.name}' is not the released one: '{path}' has sha256 {found[:12]}, not "
+            f"{row.sha256[:12]}",
+            "install the package again; put changed prompts into a file of your own",
+        )
+    suite = _load_own(path, row.role)
+    return replace(suite, name=row.name, version=row.version)
+
+
+def _load_own(path: Path, role: str) -> PromptSuite:
+    readers = {".txt": _read_txt, ".csv": _read_csv, ".jsonl": _read_jsonl}
+    try:
+        rows = readers[path.suffix](path)
+    except FileNotFoundError as cause:
+        raise UsageError(f"there is no prompt file '{path}'", "check the path") from cause
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as cause:
+        raise UsageError(
+            f"prompt file '{path}' cannot be read ({cause.__class__.__name__}: {cause})",
+            ".txt: a prompt a line; .csv: a column 'prompt'; .jsonl: a field 'text'",
+        ) from cause
+    prompts = tuple(
+        Prompt(
+            id=str(row.get("id") or f"{path.stem}-{i:03d}"),
+            text=row["text"],
+            tags=tuple(sorted((str(k), str(v)) for k, v in (row.get("tags") or {}).items())),
+        )
+        for i, row in enumerate(rows)
+    )
+    _check_prompts(path, prompts)
+    digest = prompts_digest(prompts)
+    return PromptSuite(
+        name=path.stem, version=USER_VERSION, role=role, prompts=prompts, digest=digest
+    )
+
+
+def _check_prompts(path: Path, prompts: tuple[Prompt, ...]) -> None:
+    if not prompts:
+        raise UsageError(f"prompt file '{path}' holds no prompts", "write a prompt a line")
+    ids = [prompt.id for prompt in prompts]
+    if len(set(ids)) != len(ids):
+        twice = next(i for i in ids if ids.count(i) > 1)
+        raise UsageError(f"prompt file '{path}' has the id '{twice}' twice", "make ids unique")
+    for prompt in prompts:
+        if not re.fullmatch(r"[\w.-]+", prompt.id):
+            raise UsageError(
+                f"prompt file '{path}' has the id '{prompt.id}', which cannot name a file",
+                "use letters, digits, '-', '_' and '.'",
+            )
+
+
+def _read_txt(path: Path) -> list[dict[str, Any]]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [{"text": line.strip()} for line in lines if line.strip()]
+
+
+def _read_csv(path: Path) -> list[dict[str, Any]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        columns = [c for c in reader.fieldnames or () if c.strip().lower() in TEXT_COLUMNS]
+        if not columns:
+            raise ValueError("no column 'prompt' or 'text'")
+        rows = [{"text": (row[columns[0]] or "").strip(), "id": row.get("id")} for row in reader]
+    return [row for row in rows if row["text"]]
+
+
+def _read_jsonl(path: Path) -> list[dict[str, Any]]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.strip()]

@@ -1,0 +1,184 @@
+"""Tasks: what a worker is told, as one JSON file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.keys import plain
+from harness.spec import GenSpec, MethodSpec, ModelSpec, Prompt
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+POOL = "pool"
+CELL = "cell"
+MEASURE = "measure"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Keyed:
+    """A thing in the store by key, with the inputs it is made from."""
+
+    key: str
+    inputs: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipTask:
+    """One clip to make, unless the store has it.
+
+    Attributes:
+        noise_seed: Seed of the initial noise, from prompt and seed.
+        reference: Key of the unquantized clip of the same prompt and seed; empty for the reference.
+    """
+
+    prompt: Prompt
+    seed: int
+    noise_seed: int
+    clip: Keyed
+    reference: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PoolTask:
+    """Record the calibration trajectories of one model."""
+
+    id: str
+    model: ModelSpec
+    gen: GenSpec
+    prompts: tuple[Prompt, ...]
+    seed: int
+    pool: Keyed
+    kind: str = POOL
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CellTask:
+    """Make one row: quantize, verify, generate, score.
+
+    Attributes:
+        pool: Key of the recorded trajectories; empty for a method without calibration.
+        artifact: None for a reference row, which is not quantized.
+    """
+
+    id: str
+    model: ModelSpec
+    gen: GenSpec
+    method: MethodSpec
+    bits: str
+    pool: str
+    artifact: Keyed | None
+    clips: tuple[ClipTask, ...]
+    scorers: tuple[str, ...]
+    kind: str = CELL
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeasuredRow:
+    """A row of the measuring worker; an empty artifact is the unquantized model."""
+
+    cell: str
+    artifact: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeasureTask:
+    """Time every row of one model, interleaved, alone on the machine."""
+
+    id: str
+    model: ModelSpec
+    gen: GenSpec
+    rows: tuple[MeasuredRow, ...]
+    measure: Keyed
+    rounds: int
+    clips: int
+    kind: str = MEASURE
+
+
+Task = PoolTask | CellTask | MeasureTask
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """A task with where and on what it runs; none of this is part of a key.
+
+    Attributes:
+        store: Root of the store.
+        device: What torch is told.
+        threads: Threads that torch computes with.
+        parent: Process id of the run; the worker ends when that process does.
+    """
+
+    task: Task
+    store: Path
+    device: str
+    threads: int
+    parent: int
+
+    def to_json(self) -> str:
+        """One JSON document."""
+        return json.dumps(plain(self), indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Job:
+        """Read back what ``to_json`` wrote."""
+        raw = json.loads(text)
+        return cls(
+            task=_READERS[raw["task"]["kind"]](raw["task"]),
+            store=Path(raw["store"]),
+            device=raw["device"],
+            threads=raw["threads"],
+            parent=raw["parent"],
+        )
+
+
+def model_from(raw: Mapping[str, Any]) -> ModelSpec:
+    """Read a model back from JSON."""
+    return ModelSpec(**{**raw, "gen": GenSpec(**raw["gen"])})
+
+
+def prompt_from(raw: Mapping[str, Any]) -> Prompt:
+    """Read a prompt back from JSON."""
+    return Prompt(id=raw["id"], text=raw["text"], tags=tuple((k, v) for k, v in raw["tags"]))
+
+
+def method_from(raw: Mapping[str, Any]) -> MethodSpec:
+    """Read a method row back from JSON."""
+    spec = MethodSpec(**{k: v for k, v in raw.items() if k != "options"})
+    return replace(spec, options=tuple((k, v) for k, v in raw["options"]))
+
+
+def _common(raw: Mapping[str, Any]) -> dict[str, Any]:
+    return {**raw, "model": model_from(raw["model"]), "gen": GenSpec(**raw["gen"])}
+
+
+def _pool(raw: Mapping[str, Any]) -> PoolTask:
+    prompts = tuple(prompt_from(p) for p in raw["prompts"])
+    return PoolTask(**{**_common(raw), "prompts": prompts, "pool": Keyed(**raw["pool"])})
+
+
+def _clip(raw: Mapping[str, Any]) -> ClipTask:
+    return ClipTask(**{**raw, "prompt": prompt_from(raw["prompt"]), "clip": Keyed(**raw["clip"])})
+
+
+def _cell(raw: Mapping[str, Any]) -> CellTask:
+    return CellTask(
+        **{
+            **_common(raw),
+            "method": method_from(raw["method"]),
+            "artifact": None if raw["artifact"] is None else Keyed(**raw["artifact"]),
+            "clips": tuple(_clip(c) for c in raw["clips"]),
+            "scorers": tuple(raw["scorers"]),
+        }
+    )
+
+
+def _measure(raw: Mapping[str, Any]) -> MeasureTask:
+    rows = tuple(MeasuredRow(**row) for row in raw["rows"])
+    return MeasureTask(**{**_common(raw), "rows": rows, "measure": Keyed(**raw["measure"])})
+
+
+_READERS = {POOL: _pool, CELL: _cell, MEASURE: _measure}

@@ -1,0 +1,1 @@
+"""Prompt suites as data: ``suites.toml`` lists them with their digests."""
