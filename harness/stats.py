@@ -62,7 +62,7 @@ def paired(first: Mapping[str, float], second: Mapping[str, float]) -> list[floa
 
 
 def estimate(
-    values: Sequence[float], *, resamples: int = RESAMPLES, seed: int = 0
+    values: Sequence[float], *, resamples: int | None = None, seed: int = 0
 ) -> Estimate | None:
     """Mean over prompts with a bootstrap interval.
 
@@ -72,7 +72,7 @@ def estimate(
 
     Args:
         values: One value, or one paired difference, for each prompt.
-        resamples: Bootstrap resamples.
+        resamples: Bootstrap resamples, ``RESAMPLES`` where left out.
         seed: Seed of the resampling, so that a table printed twice is the same table.
 
     Returns:
@@ -91,7 +91,7 @@ def estimate(
     found = stats.bootstrap(
         (sample,),
         np.mean,
-        n_resamples=resamples,
+        n_resamples=RESAMPLES if resamples is None else resamples,
         confidence_level=CONFIDENCE,
         method="BCa",
         rng=np.random.default_rng(seed),
@@ -100,14 +100,14 @@ def estimate(
 
 
 def paired_bootstrap(
-    differences: Sequence[float], *, resamples: int = RESAMPLES, seed: int = 0
+    differences: Sequence[float], *, resamples: int | None = None, seed: int = 0
 ) -> Estimate | None:
     """Mean paired difference with its interval, see ``estimate``."""
     return estimate(differences, resamples=resamples, seed=seed)
 
 
 def sign_flip_p(
-    differences: Sequence[float], *, resamples: int = RESAMPLES, seed: int = 0
+    differences: Sequence[float], *, resamples: int | None = None, seed: int = 0
 ) -> float | None:
     """Two-sided permutation p of the mean paired difference under random sign flips.
 
@@ -129,7 +129,7 @@ def sign_flip_p(
         np.mean,
         permutation_type="samples",
         vectorized=True,
-        n_resamples=resamples,
+        n_resamples=RESAMPLES if resamples is None else resamples,
         alternative="two-sided",
         rng=np.random.default_rng(seed),
     )

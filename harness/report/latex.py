@@ -11,7 +11,7 @@ import unicodedata
 from harness.report.table import ABSENT, BEST, DIFFERS, SECOND, Block, Line, Parts, Table, parts
 from harness.report.terminal import footer
 
-_PREAMBLE = r"""% Compiles by itself: pdflatex table.tex. A tabular needs booktabs, multirow, graphicx.
+_PREAMBLE = r"""% Compiles by itself; a tabular copied out needs booktabs, multirow, graphicx.
 \documentclass[10pt]{article}
 \usepackage{booktabs}
 \usepackage{multirow}

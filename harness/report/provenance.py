@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +10,6 @@ from harness.errors import HarnessError
 from harness.report.values import Values
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from harness.records import Run
 
 _DIGEST = 12  # hexadecimal digits printed; run.json has them all
@@ -62,7 +61,7 @@ class Provenance:
             suites=tuple(_suite(name, facts) for name, facts in sorted(run.suites.items())),
             prompts=len(prompts) or sum(planned),
             seeds=len(seeds) or len(run.experiment.get("seeds", ())) or 1,
-            cohort=", ".join(f"{k} {v}" for k, v in _flat(run.cohort)),
+            cohort=_cohort(run.cohort),
         )
 
     def lines(self) -> list[str]:
@@ -88,9 +87,15 @@ def _suite(name: str, facts: Mapping[str, Any]) -> str:
     return f"suite {name} v{facts['version']} ({facts.get('role', 'eval')}, sha256 {short})"
 
 
-def _flat(cohort: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Key and value of each declared part, empty ones left out."""
-    return [(k.replace("_", " "), str(v)) for k, v in cohort.items() if v not in ("", None)]
+def _cohort(cohort: Mapping[str, Any]) -> str:
+    """The declared parts on one line; a run of several models has one cohort for each of them."""
+    if not cohort or not all(isinstance(v, Mapping) for v in cohort.values()):
+        parts = sorted(cohort.items(), key=lambda part: (part[0] != "device", part[0]))
+        return ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in parts if v not in ("", None))
+    texts = {model: _cohort(facts) for model, facts in cohort.items()}
+    if len(set(texts.values())) == 1:
+        return next(iter(texts.values()))
+    return "; ".join(f"{model}: {text}" for model, text in texts.items())
 
 
 def _count(n: int, noun: str) -> str:

@@ -33,14 +33,14 @@ def print_table(table: Table, console: Console) -> None:
         grid = _grid(block, compact=False)
         if _width(grid, console) > console.width and console.is_terminal:
             grid = _grid(block, compact=True)
-        _print_whole(grid, console)
+        print_whole(grid, console)
         console.print()
     for line in footer(table):
         console.print(Text(line, style="dim"), soft_wrap=not console.is_terminal)
 
 
-def _print_whole(grid: Grid, console: Console) -> None:
-    """Print a grid; where nobody watches, at its own width, since a file has no edge."""
+def print_whole(grid: Grid, console: Console) -> None:
+    """Print a grid; to what is not a terminal at the grid's own width, since a file has no edge."""
     before = console.width
     if not console.is_terminal:
         console.width = max(before, _width(grid, console))

@@ -1,0 +1,141 @@
+"""``harness show``: what is behind a method, a run or an artifact."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.group()
+def show() -> None:
+    """Print what is behind a method, a run or an artifact."""
+
+
+@show.command()
+@click.argument("name")
+def method(name: str) -> None:
+    """Print source, options and every known deviation of the method NAME."""
+    import dataclasses
+
+    from harness.registry import load_method
+
+    found = load_method(name)
+    origin = found.reproduction
+    _facts(
+        {
+            "method": f"{found.name}, version {found.version}",
+            "paper": origin.title,
+            "source": origin.source,
+            "code": origin.code,
+            "calibration": "needed" if found.needs_calibration else "none (data-free)",
+        }
+    )
+    click.echo("\noptions")
+    for option in dataclasses.fields(found.Options):
+        click.echo(f"  {option.name} = {getattr(found.Options(), option.name)!r}")
+    if origin.rows:
+        click.echo("\npublished rows to hold it against")
+        for row in origin.rows:
+            click.echo(_wrap(row))
+    click.echo(f"\ndifferences to the paper: {len(origin.deviations) or 'none known'}")
+    for deviation in origin.deviations:
+        click.echo(_wrap(f"[{deviation.kind}] {deviation.what}"))
+        click.echo(_wrap(f"why: {deviation.why}", indent=4))
+
+
+@show.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def run(folder: Path) -> None:
+    """Print plan, rows and provenance of the run in FOLDER."""
+    from harness.records import load_run
+
+    found = load_run(folder)
+    _facts({"run": found.id, "folder": str(found.folder), "records": str(len(found.records))})
+    click.echo("\nrows")
+    width = max((len(c.id) for c in found.cells), default=0)
+    for cell in found.cells:
+        tail = ": ".join(t for t in (cell.execution, cell.detail) if t)
+        click.echo(f"  {cell.id:<{width}}  {cell.status:<11}  {tail}".rstrip())
+        for note in (cell.report or {}).get("notes", ()):
+            click.echo(_wrap(note, indent=width + 4))
+    suites = {name: _without(facts, "texts") for name, facts in found.suites.items()}
+    for title, facts in (
+        ("experiment", found.experiment),
+        ("suites", suites),
+        ("cohort", found.cohort),
+        ("provenance", found.provenance),
+    ):
+        click.echo(f"\n{title}")
+        click.echo(_indent(_compact(facts)))
+
+
+@show.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def artifact(folder: Path) -> None:
+    """Print manifest and layers of the artifact in FOLDER."""
+    from harness.quant.artifact import artifact_bytes, read_manifest
+
+    manifest = read_manifest(folder)
+    about = _without(manifest, "layers", "kept_dtypes")
+    _facts({k: v if isinstance(v, str) else json.dumps(v) for k, v in about.items()})
+    click.echo(f"on disk: {artifact_bytes(folder) / 1e6:.2f} MB")
+    errors = _layer_errors(folder)
+    click.echo(f"\nlayers: {len(manifest['layers'])}")
+    width = max((len(name) for name in manifest["layers"]), default=5)
+    click.echo(f"  {'layer':<{width}}  {'shape':>11}  bits     group  {'error':>9}  transforms")
+    for name, facts in manifest["layers"].items():
+        weight, activation = facts["weight"], facts["activation"]
+        shape = "x".join(str(n) for n in facts["shape"])
+        error = errors.get(name)
+        click.echo(
+            f"  {name:<{width}}  {shape:>11}  w{weight['bits']}a{activation['bits']:<5}"
+            f"  {weight.get('group', 0):>5}  {'-' if error is None else f'{error:.2e}':>9}"
+            f"  {'+'.join(facts['transforms']) or 'none'}"
+        )
+    kept = manifest["kept_dtypes"]
+    click.echo(f"\nkept in high precision: {len(kept)} tensors")
+
+
+def _layer_errors(folder: Path) -> dict[str, float | None]:
+    """Relative output error of each layer from the method's report, where it lies beside."""
+    path = folder / "report.json"
+    if not path.is_file():
+        return {}
+    layers = json.loads(path.read_text(encoding="utf-8")).get("layers", [])
+    return {layer["name"]: layer.get("error") for layer in layers}
+
+
+def _facts(facts: dict[str, str]) -> None:
+    """Print ``name: value`` lines."""
+    for name, value in facts.items():
+        click.echo(f"{name}: {value}")
+
+
+def _without(facts: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {k: v for k, v in facts.items() if k not in names}
+
+
+def _compact(facts: dict[str, Any]) -> str:
+    """One line for each entry, nested values as JSON."""
+    return "\n".join(
+        f"{k}: {v if isinstance(v, str) else json.dumps(v, sort_keys=True)}"
+        for k, v in facts.items()
+    )
+
+
+def _indent(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())
+
+
+def _wrap(text: str, indent: int = 2) -> str:
+    """Fold a sentence to the terminal's width, hanging by the indent."""
+    import shutil
+    import textwrap
+
+    width = max(60, min(120, shutil.get_terminal_size().columns))
+    return textwrap.fill(
+        text, width, initial_indent=" " * indent, subsequent_indent=" " * (indent + 2)
+    )
