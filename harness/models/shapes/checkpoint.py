@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def publish(path: Path, state: dict[str, Any]) -> None:

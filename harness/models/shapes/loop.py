@@ -1,6 +1,6 @@
 """The training loop that every stage shares: schedule, clipping, averaging, checkpoints, resume.
 
-The learning rate is warmed up, constant, then falls to zero over the last `cooldown` steps
+The learning rate is warmed up, constant, then falls to `floor` of it over the last `cooldown` steps
 (Hu et al. 2024, MiniCPM, section 4: warmup-stable-decay). The constant part does not depend on the
 number of steps, so a run can be prolonged or cut short and stays the run that one command repeats.
 Every step draws its batch from a generator seeded by (seed, stage, step): a resumed run sees what
@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from harness.models.shapes import checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +36,7 @@ class Run:
     stage: str
     steps: int
     cooldown: int
+    floor: float = 0.0
     warmup: int = 50
     seed: int = 0
     minutes: float | None = None
@@ -53,10 +57,10 @@ class Run:
 
 
 def learning_rate_factor(step: int, run: Run) -> float:
-    """Return the factor of the learning rate at a step: warmup, constant, linear to zero."""
+    """Return the factor of the learning rate at a step: warmup, constant, linear to the floor."""
     warm = min(1.0, (step + 1) / max(run.warmup, 1))
-    cool = min(1.0, (run.steps - step) / max(run.cooldown, 1))
-    return max(0.0, min(warm, cool))
+    left = max(0.0, min(1.0, (run.steps - step) / max(run.cooldown, 1)))
+    return min(warm, run.floor + (1.0 - run.floor) * left)
 
 
 def step_rng(run: Run, step: int) -> np.random.Generator:
@@ -134,7 +138,7 @@ def train_(
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * learning_rate_factor(step, run)
         loss, numbers = step_loss(step)
-        loss.backward()
+        torch.autograd.backward(loss)
         norm = nn.utils.clip_grad_norm_(parameters, run.clip_norm, error_if_nonfinite=True)
         for optimizer in optimizers:
             optimizer.step()

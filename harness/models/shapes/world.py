@@ -13,12 +13,15 @@ import math
 import re
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from harness.errors import HarnessError
 from harness.models.shapes import FRAMES, HEIGHT, WIDTH
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 SHAPES = ("circle", "square", "triangle", "cross")
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
@@ -240,8 +243,8 @@ def object_masks(scene: Scene) -> NDArray[np.float32]:
     y = y[None] + 0.5 - (scene.centre_y + down * scene.travel * phase)
     cos, sin = np.cos(turn), np.sin(turn)
     distance = signed_distance(scene.attributes.shape, cos * x + sin * y, cos * y - sin * x, size)
-    # One pixel of linear ramp across the outline is the coverage of an edge that is locally straight.
-    return np.clip(0.5 - distance, 0.0, 1.0)
+    # A linear ramp of one pixel is the coverage of an edge that is locally straight.
+    return np.asarray(np.clip(0.5 - distance, 0.0, 1.0), np.float32)
 
 
 def render(scene: Scene) -> NDArray[np.uint8]:
