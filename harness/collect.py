@@ -11,7 +11,7 @@ from harness.models.table import transformer_parameters
 from harness.records import CellOutcome
 from harness.spec import Record, Status
 from harness.stages.generate import MP4_FILE
-from harness.stages.measure import MEASURE_FILE
+from harness.stages.measure import BUSY, MEASURE_FILE
 from harness.stages.score import SCORERS, find_score, lpips_missing
 
 if TYPE_CHECKING:
@@ -206,17 +206,30 @@ class Collector:
         detail = ""
         if artifact is not None and (made := self.store.find("artifact", artifact.key)):
             detail = str(made.json(REPORT_FILE)["execution"])
-        for metric, value in entry.json(MEASURE_FILE).get(planned.cell.id, {}).items():
+        for metric, value in entry.json(MEASURE_FILE)["values"].get(planned.cell.id, {}).items():
             at = entry.manifest["at"]
             yield self._record(planned, metric, value, key=key, at=at, detail=detail)
+
+
+def timing_warnings(store: Store, measures: Mapping[str, str]) -> list[str]:
+    """Sets of timings that were taken while something else used the machine."""
+    found = []
+    for model, key in measures.items():
+        entry = store.find("measure", key)
+        if entry is not None and (busy := entry.json(MEASURE_FILE)["busy"]) > BUSY:
+            found.append(
+                f"the machine was {busy:.0%} busy with other work when {model} was timed: its "
+                "latencies are not to be relied on"
+            )
+    return found
 
 
 def report_values(report: Mapping[str, Any], parameters: int) -> dict[str, float]:
     """The numbers of a quantization report.
 
     Args:
-        report: ``QuantReport`` as a dict, with ``targets``: layer name -> [out, in] of every linear that
-            belongs to the target set.
+        report: ``QuantReport`` as a dict, with ``targets``: layer name -> [out, in] of every linear
+            of the target set.
         parameters: Number of parameters of the whole transformer.
     """
     layers = {layer["name"]: layer for layer in report["layers"]}

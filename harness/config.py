@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
-
 from harness.bits import BitSpec
 from harness.errors import UsageError
+from harness.experiment_file import ExperimentFile, MethodSection
 from harness.spec import GenSpec, MethodSpec
 
 _T = TypeVar("_T")
@@ -25,75 +22,6 @@ DEFAULT_SUITE = "shapes-eval"
 DEFAULT_LIMIT = 16
 DEFAULT_CALIBRATION = "shapes-calib"
 DEFAULT_CALIBRATION_PROMPTS = 10
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class RunSection(_Section):
-    """``[run]``: what is compared."""
-
-    models: list[str] | None = Field(None, min_length=1)
-    methods: list[str] | None = Field(None, min_length=1)
-    bits: list[str] | None = Field(None, min_length=1)
-    suite: str | None = None
-    limit: int | None = Field(None, ge=1)
-    seeds: list[int] | None = Field(None, min_length=1)
-    out: str | None = None
-    baselines: bool | None = None
-
-
-class MethodSection(_Section):
-    """``[[method]]``: one row, or one for each calibration seed."""
-
-    name: str
-    label: str | None = None
-    options: dict[str, JsonValue] = {}
-    calibration_seed: int | None = None
-    calibration_seeds: list[int] | None = Field(None, min_length=1)
-    bits: list[str] | None = Field(None, min_length=1)
-
-
-class GenSection(_Section):
-    """``[gen]``: overrides of the model's generation settings."""
-
-    height: int | None = Field(None, ge=8)
-    width: int | None = Field(None, ge=8)
-    frames: int | None = Field(None, ge=1)
-    fps: int | None = Field(None, ge=1)
-    steps: int | None = Field(None, ge=1)
-    guidance: float | int | None = Field(None, ge=0)
-    dtype: str | None = Field(None, pattern="^(float32|bfloat16|float16)$")
-    max_text_tokens: int | None = Field(None, ge=1)
-
-
-class CalibrationSection(_Section):
-    """``[calibration]``: the budget that every method gets."""
-
-    suite: str | None = None
-    prompts: int | None = Field(None, ge=1)
-    seed: int | None = None
-
-
-class ExecutionSection(_Section):
-    """``[execution]``: how the work is spread; no result depends on it but through the threads."""
-
-    jobs: int | None = Field(None, ge=1)
-    threads: int | None = Field(None, ge=1)
-    timeout_s: float | int | None = Field(None, gt=0)
-    device: str | None = None
-    measure: bool | None = None
-
-
-class ExperimentFile(_Section):
-    """A whole experiment file."""
-
-    run: RunSection = RunSection()
-    method: list[MethodSection] = []
-    gen: GenSection = GenSection()
-    calibration: CalibrationSection = CalibrationSection()
-    execution: ExecutionSection = ExecutionSection()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,24 +90,6 @@ class Experiment:
     def gen_for(self, default: GenSpec) -> GenSpec:
         """A model's generation settings with the overrides applied."""
         return replace(default, **dict(self.gen))
-
-
-def load_file(path: Path) -> ExperimentFile:
-    """Read an experiment file.
-
-    Raises:
-        UsageError: It cannot be read, or a key or value in it is wrong.
-    """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as cause:
-        raise UsageError(f"'{path}' cannot be read: {cause.strerror}", "check the path") from cause
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
-        raise UsageError(f"'{path}' is not TOML: {cause}", "see `harness run --help`") from cause
-    try:
-        return ExperimentFile.model_validate(table)
-    except ValidationError as cause:
-        raise _explain(path, cause) from None
 
 
 def resolve(file: ExperimentFile, flags: Flags) -> Experiment:
@@ -287,30 +197,3 @@ def _unique(values: tuple[_T, ...]) -> tuple[_T, ...]:
 
 def _frozen(value: Any) -> Any:
     return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
-
-
-def _explain(path: Path, cause: ValidationError) -> UsageError:
-    """The first complaint of pydantic as one line, with the nearest known key."""
-    error = cause.errors()[0]
-    place = [str(part) for part in error["loc"]]
-    if error["type"] != "extra_forbidden":
-        return UsageError(
-            f"'{path}': {'.'.join(place)} = {error['input']!r}: {error['msg'].lower()}",
-            "see `harness run --help` and the experiments/ folder for examples",
-        )
-    section: type[BaseModel] = ExperimentFile
-    sections = {
-        "run": RunSection,
-        "method": MethodSection,
-        "gen": GenSection,
-        "calibration": CalibrationSection,
-        "execution": ExecutionSection,
-    }
-    if len(place) > 1:
-        section = sections[place[0]]
-    known = sorted(section.model_fields)
-    near = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.5)
-    guess = f"did you mean {near[0]}? " if near else ""
-    return UsageError(
-        f"'{path}': key '{'.'.join(place)}' is unknown", f"{guess}known: {', '.join(known)}"
-    )

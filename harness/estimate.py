@@ -106,7 +106,7 @@ def _about(seconds: float) -> str:
 
 
 def _history(store: Store) -> dict[str, list[float]]:
-    """Seconds that published things took, newest last: ``clip:<cell id>``, ``artifact:<label>``..."""
+    """Seconds that published things took, newest last, by ``<kind>:<label>``."""
     taken: dict[str, list[float]] = defaultdict(list)
     for row in store.journal():
         if row.get("event") == "published" and "seconds" in row:

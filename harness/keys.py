@@ -1,7 +1,8 @@
 """Keys: canonical JSON of declared inputs, hashed.
 
-A key says what a stored thing was made from. Device index, worker count, folders and retries are never part of
-one; what changes the bits of a result (device name, library versions, dtype, threads) is the cohort.
+A key says what a stored thing was made from. Device index, worker count, folders and retries are
+never part of one; what changes the bits of a result (device name, library versions, dtype, threads)
+is the cohort.
 """
 
 from __future__ import annotations
@@ -106,9 +107,8 @@ def quant_inputs(
 ) -> dict[str, Any]:
     """What an artifact is made from.
 
-    Args:
-        options: Every option of the method, defaults filled in.
-        calibration: ``{"suite": digest, "prompts": count}``, None for data-free and reference rows.
+    ``options`` holds every option of the method, defaults filled in. ``calibration`` is
+    ``{"suite": digest, "prompts": count}``, None for data-free and reference rows.
     """
     return {
         "kind": "artifact",
@@ -150,11 +150,9 @@ def score_inputs(
 ) -> dict[str, Any]:
     """What a score is made from.
 
-    Args:
-        clip: Digest of the judged clip's content.
-        reference: Digest of the reference clip's content, empty for an unpaired scorer.
-        asked: Tags of the prompt, empty for a scorer that does not read them.
-        environment: Versions of the libraries that the scorer computes with.
+    ``clip`` and ``reference`` are digests of content, the latter empty for an unpaired scorer;
+    ``asked`` holds the prompt's tags where the scorer reads them; ``environment`` holds the versions
+    of the libraries that the scorer computes with.
     """
     return {
         "kind": "score",
@@ -171,7 +169,7 @@ def score_inputs(
 def measure_inputs(
     *, rows: Iterable[str], gen: GenSpec, cohort: Mapping[str, Any], protocol: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a set of interleaved timings is made from: every row that was on the machine together."""
+    """What a set of interleaved timings is made from: all rows that took turns."""
     return {
         "kind": "measure",
         "schema": SCHEMA,

@@ -1,6 +1,7 @@
-"""Where numbers come from: the cohort that paired values must share, and what else a reader may ask for.
+"""Where numbers come from: the cohort that paired values must share, and what else one may ask.
 
-Versions are read from installed metadata and devices from the system, so that planning needs no torch.
+Versions are read from installed metadata and devices from the system, so that planning needs no
+torch.
 """
 
 from __future__ import annotations
@@ -150,7 +151,7 @@ def provenance(command: list[str]) -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """Commit of the source tree, ``+`` appended when files differ; empty for an installed package."""
+    """Commit of the source tree, ``+`` appended when files differ; empty when installed."""
     tree = Path(__file__).resolve().parent.parent
     if not (tree / ".git").exists():
         return ""

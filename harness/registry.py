@@ -1,7 +1,8 @@
 """Finding methods: installed ones by entry point, one's own by ``module:attribute``.
 
-Nothing here imports a method until it is needed. Planning asks a few facts of a method, and the answer is kept by
-digest of the method's source, so that a finished run can be repeated without importing torch.
+Nothing here imports a method until it is needed. Planning asks a few facts of a method, and the
+answer is kept by digest of the method's source, so that a finished run can be repeated without
+importing torch.
 """
 
 from __future__ import annotations
@@ -115,9 +116,13 @@ def resolve_options(method: Method, chosen: Mapping[str, Any]) -> Any:
 def describe(
     name: str, chosen: Mapping[str, Any], family: str, bits: tuple[str, ...], cache: Path
 ) -> MethodFacts:
-    """What planning needs to know of one row, from the cache while the method's source is the same.
+    """What planning needs to know of one row, remembered while the method's source is the same.
 
     Args:
+        name: Installed name or ``module:attribute``.
+        chosen: Options that the row gives.
+        family: Family of the model.
+        bits: Widths of the row.
         cache: Folder of remembered answers.
     """
     point = find_method(name)
@@ -157,13 +162,13 @@ def _members(protocol: type) -> list[str]:
 
 
 def _source_digest(module: str) -> str:
-    """Digest of the sources of the package that a method lies in; empty when they cannot be found."""
+    """Digest of the sources of a method's package; empty when they cannot be found."""
     top, _, rest = module.partition(".")
     try:
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError):
         return ""
-    if spec is None or spec.origin is None and not spec.submodule_search_locations:
+    if spec is None or not (spec.origin or spec.submodule_search_locations):
         return ""
     if not rest:
         files = [Path(str(spec.origin))]

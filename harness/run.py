@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from harness.collect import Collector, Ending, copy_out, outcome
+from harness.collect import Collector, Ending, copy_out, outcome, timing_warnings
 from harness.errors import InfraError
 from harness.estimate import Estimate, check_space, estimate
 from harness.executors.base import Ended, Event, Executor
@@ -108,10 +108,10 @@ def execute(
     work = _Work(prepared=prepared, store=store, monitor=monitor, executor=executor)
     try:
         endings = work.make_cells()
-        measures, notes = work.measure(endings)
+        measures, failures = work.measure(endings)
     finally:
         executor.stop()
-    run = _collect(prepared, store, endings, measures, notes, command)
+    run = _collect(prepared, store, endings, measures, failures, command)
     write_run(run)
     copy_out(prepared.plan, store, prepared.folder)
     return run
@@ -206,12 +206,12 @@ class _Work:
         return Ending(status=ended.status, detail=ended.detail)
 
     def measure(self, endings: dict[str, Ending]) -> tuple[dict[str, str], list[str]]:
-        """Time the rows that ended well; returns the measured sets by model, and what went wrong."""
+        """Time the rows that ended well; returns the measured sets by model, and failures."""
         plan = self.prepared.plan
         measures: dict[str, str] = {}
-        notes: list[str] = []
+        failures: list[str] = []
         if not plan.experiment.execution.measure:
-            return measures, notes
+            return measures, failures
         finished = {name for name, ending in endings.items() if ending.status is Status.OK}
         for model in plan.models:
             task = measure_task(plan, model, finished)
@@ -223,11 +223,10 @@ class _Work:
                     self._poll()
                 ended = self.endings[task.id]
                 if ended.status is not Status.OK:
-                    notes.append(f"measuring {model.name}: {ended.status}: {ended.detail}")
-                    self.monitor.warning(notes[-1])
+                    failures.append(f"measuring {model.name}: {ended.status}: {ended.detail}")
                     continue
             measures[model.name] = task.measure.key
-        return measures, notes
+        return measures, failures
 
 
 def _collect(
@@ -235,7 +234,7 @@ def _collect(
     store: Store,
     endings: dict[str, Ending],
     measures: dict[str, str],
-    notes: list[str],
+    failures: list[str],
     command: list[str],
 ) -> Run:
     plan = prepared.plan
@@ -244,7 +243,8 @@ def _collect(
     records: list[Record] = []
     for planned in plan.cells:
         records += collector.records(planned)
-    facts = {**provenance(command), "notes": notes}
+    warnings = timing_warnings(store, measures)
+    facts = {**provenance(command), "failures": failures, "warnings": warnings}
     return Run(
         id=plan.run,
         folder=prepared.folder,

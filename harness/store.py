@@ -1,7 +1,8 @@
 """The store: results by key, published in one rename, read only while their digests hold.
 
-``$HARNESS_HOME/store/<kind>/<2 hex>/<key>/`` holds the files of one result and ``manifest.json``, which is written
-last. There are no locks: whoever publishes first wins, and a folder without a valid manifest does not exist.
+``$HARNESS_HOME/store/<kind>/<2 hex>/<key>/`` holds the files of one result and ``manifest.json``,
+which is written last. There are no locks: whoever publishes first wins, and a folder without a valid
+manifest does not exist.
 """
 
 from __future__ import annotations
@@ -156,6 +157,8 @@ class Store:
         """Give a temporary folder to write into; publish it when the block ends without an error.
 
         Args:
+            kind: One of ``KINDS``.
+            key: Digest of ``inputs``.
             inputs: What the key was made from; kept in the manifest.
             about: Facts that are no part of the key: seconds, names, the model's folder.
 

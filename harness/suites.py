@@ -1,4 +1,4 @@
-"""Prompt suites: bundled ones checked against their digest, one's own from a text, CSV or JSONL file."""
+"""Prompt suites: bundled ones checked against their digest, one's own from a file."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def load_suite(
     """Read a suite.
 
     Args:
-        name: A bundled name, or the path of a ``.txt`` (a prompt a line), ``.csv`` (a column ``prompt`` or
-            ``text``) or ``.jsonl`` file (``text``, optionally ``id`` and ``tags``).
+        name: A bundled name, or the path of a ``.txt`` (a prompt a line), ``.csv`` (a column
+            ``prompt`` or ``text``) or ``.jsonl`` file (``text``, optionally ``id`` and ``tags``).
         limit: Take the first so many prompts; None for all.
         role: What a suite of one's own is used for; a bundled suite states its role.
         folder: Where the bundled suites lie, for tests.

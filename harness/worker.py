@@ -1,7 +1,8 @@
-"""The worker: ``python -P -m harness.worker job.json``. JSON in, files out, events on stdout, an exit code.
+"""The worker: ``python -P -m harness.worker job.json``.
 
-Events are JSON lines: ``progress`` (stage, fraction, text), ``clip`` (seconds), ``stage`` (stage, seconds), and
-at the end ``done`` or ``failed`` (status, detail, disk_full). All that libraries print goes to stderr.
+JSON in, files out, events on stdout, an exit code. Events are JSON lines: ``progress`` (stage,
+fraction, text), ``clip`` (seconds), ``stage`` (stage, seconds), and at the end ``done`` or ``failed``
+(status, detail, disk_full). All that libraries print goes to stderr.
 """
 
 from __future__ import annotations
@@ -125,11 +126,6 @@ class _Cell:
 
     def _quantize(self) -> Entry | None:
         """Find the artifact or make it; it is verified before it is published."""
-        from harness.bits import BitSpec
-        from harness.registry import load_method
-        from harness.stages.quantize import quantize
-        from harness.stages.verify import verify
-
         task, wanted = self.task, self.task.artifact
         if wanted is None:
             return None
@@ -138,6 +134,11 @@ class _Cell:
         pool = self.store.find("pool", task.pool) if task.pool else None
         if task.pool and pool is None:
             raise HarnessError("the recorded calibration is gone", "run the same command again")
+        from harness.bits import BitSpec
+        from harness.registry import load_method
+        from harness.stages.quantize import quantize
+        from harness.stages.verify import verify
+
         method, bits = load_method(task.method.name), BitSpec.parse(task.bits)
         started = time.monotonic()
         about = {"label": task.method.label, "model": _about(task), "bits": task.bits}

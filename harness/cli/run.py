@@ -119,11 +119,11 @@ def _execute(prepared: Prepared, store: Any, console: Any) -> int:
             "hint: the same command goes on from there"
         ) from None
     render_run(prepared.folder, console)
-    for note in done.provenance["notes"]:
-        console.print(f"warning: {note}", highlight=False, soft_wrap=True)
+    for text in [*done.provenance["failures"], *done.provenance["warnings"]]:
+        console.print(f"warning: {text}", highlight=False, soft_wrap=True)
     console.print(str(prepared.folder), highlight=False, soft_wrap=True)
     fine = (Status.OK, Status.UNSUPPORTED)
-    failed = any(cell.status not in fine for cell in done.cells) or done.provenance["notes"]
+    failed = any(cell.status not in fine for cell in done.cells) or done.provenance["failures"]
     return SOME_FAILED if failed else 0
 
 

@@ -13,8 +13,8 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def die_with(parent: int) -> None:
     """End this process when ``parent`` ends, however it ends.
 
-    On Linux the kernel sees to it. Elsewhere a thread watches; it cannot act while a library holds the
-    interpreter, so it may be late by one call.
+    On Linux the kernel sees to it. Elsewhere a thread watches; it cannot act while a library holds
+    the interpreter, so it may be late by one call.
     """
     if sys.platform == "linux":
         import ctypes

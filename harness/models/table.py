@@ -17,7 +17,7 @@ from harness.spec import GenSpec, ModelSpec
 SHAPES_WEIGHTS = "HARNESS_SHAPES_WEIGHTS"
 INDEX = "model_index.json"
 FAMILY_OF_CLASS = {"CogVideoXTransformer3DModel": "cogvideox"}
-"""Denoiser class in ``model_index.json`` -> family; a lean copy of what ``harness.models.families`` knows."""
+"""Denoiser class -> family; what ``harness.models.families`` knows, without importing torch."""
 
 # diffusers' CogVideoXPipeline.__call__ defaults; the folder does not record them.
 DEFAULT_STEPS = 50

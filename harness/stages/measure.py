@@ -1,8 +1,8 @@
 """Measure: latency and memory of every row of a model, interleaved, alone on the machine.
 
-Rows take turns, so that a change of clock or load meets all of them; what is reported is the median and the
-interquartile range over the rounds. A simulated row's step is timed for the record only: it computes in full
-precision and says nothing about the speed of its widths.
+Rows take turns, so that a change of clock or load meets all of them; what is reported is the median
+and the interquartile range over the rounds. A simulated row's step is timed for the record only: it
+computes in full precision and says nothing about the speed of its widths.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import statistics
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from harness.errors import HarnessError
 from harness.method import SIMULATED
@@ -30,12 +32,14 @@ MEASURE_FILE = "measure.json"
 ROUNDS = 7
 CLIPS = 3
 WARMUP = 2
+BUSY = 0.1
+"""Share of the processor that others may use before the timings carry a warning."""
 PROMPT = ""  # the time of a clip does not depend on what it shows
 
 
 def protocol() -> dict[str, int]:
     """What decides how the timings were taken; part of their key."""
-    return {"version": 1, "rounds": ROUNDS, "clips": CLIPS, "warmup": WARMUP}
+    return {"version": 2, "rounds": ROUNDS, "clips": CLIPS, "warmup": WARMUP}
 
 
 def measure(
@@ -44,7 +48,9 @@ def measure(
     """Time all rows and publish the values by cell."""
     values: dict[str, dict[str, float]] = {row.cell: {} for row in task.rows}
     real = [row for row in task.rows if not _simulated(store, row)]
-    # First, while this process has computed nothing yet: a forked child then starts from a clean memory.
+    # Asked while this process rests: what is busy then is somebody else.
+    busy = psutil.cpu_percent(interval=1.0) / 100
+    # First, while this process has computed nothing yet: a forked child starts from a clean memory.
     if device == "cpu" and hasattr(os, "fork"):
         for i, row in enumerate(real):
             progress(0.3 * i / len(real), f"memory of {row.cell}")
@@ -57,7 +63,8 @@ def measure(
         for row in real:
             values[row.cell]["peak_bytes"] = _peak_cuda(task, store, row, device)
     with store.build("measure", task.measure.key, task.measure.inputs) as folder:
-        text = json.dumps(values, indent=1, sort_keys=True, allow_nan=False)
+        facts = {"busy": busy, "values": values}
+        text = json.dumps(facts, indent=1, sort_keys=True, allow_nan=False)
         (folder / MEASURE_FILE).write_text(text + "\n", encoding="utf-8")
 
 

@@ -19,7 +19,7 @@ from harness.provenance import package_version
 from harness.task import Keyed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from harness.spec import Prompt
     from harness.store import Entry, Store
@@ -47,7 +47,8 @@ class Scorer:
     metrics: tuple[str, ...]
 
 
-_ORACLE = ("colour", "shape", "background", "motion", "all")
+ASPECTS = ("colour", "shape", "background", "motion")
+CONJUNCTION = "all"
 
 SCORERS = {
     scorer.name: scorer
@@ -71,19 +72,26 @@ SCORERS = {
             module="harness.metrics.oracle",
             packages=("numpy", "scipy"),
             paired=False,
-            metrics=tuple(f"{kind}_{what}" for kind in ("oracle", "margin") for what in _ORACLE),
+            metrics=tuple(
+                f"{kind}_{what}"
+                for kind in ("oracle", "margin")
+                for what in (*ASPECTS, CONJUNCTION)
+            ),
         ),
     )
 }
 
 
-def scorers_for(judge: str) -> tuple[str, ...]:
-    """The scorers of a model.
+def scorers_for(judge: str, prompts: Sequence[Prompt]) -> tuple[str, ...]:
+    """The scorers of a model on a suite.
 
     Args:
         judge: ``ModelSpec.judge``.
+        prompts: The suite; the oracle can only judge prompts that say in tags what they ask for.
     """
-    return ("fidelity", *(() if lpips_missing() else ("lpips",)), *([judge] if judge else []))
+    tagged = all(set(ASPECTS) <= dict(prompt.tags).keys() for prompt in prompts)
+    names = ["fidelity", *([] if lpips_missing() else ["lpips"])]
+    return (*names, *([judge] if judge and tagged else []))
 
 
 @cache
@@ -118,8 +126,8 @@ def score_clip(
 ) -> None:
     """Compute and publish one score, unless the store has it.
 
-    A value that cannot be computed (a clip that diverged) is published as failed with its reason: it is a
-    property of the clip, not of this run.
+    A value that cannot be computed (a clip that diverged) is published as failed with its reason: it
+    is a property of the clip, not of this run.
     """
     wanted = score_key(scorer, prompt, clip, reference)
     if store.find("score", wanted.key) is not None:
@@ -138,7 +146,7 @@ def score_clip(
 def find_score(
     store: Store, scorer: Scorer, prompt: Prompt, clip: Entry, reference: Entry | None
 ) -> Mapping[str, Any] | None:
-    """A published score: ``values`` and ``failed``, with ``key`` and ``at``; None if it is not there."""
+    """A published score: ``values``, ``failed``, ``key``, ``at``; None if it is not there."""
     wanted = score_key(scorer, prompt, clip, reference)
     entry = store.find("score", wanted.key)
     if entry is None:
@@ -186,11 +194,17 @@ def _lpips(prompt: Prompt, clip: Entry, reference: Entry | None) -> dict[str, fl
 
 
 def _oracle(prompt: Prompt, clip: Entry, reference: Entry | None) -> dict[str, float]:
-    from harness.metrics.oracle import clip_metrics
+    from harness.metrics.oracle import judge
+    from harness.models.shapes.world import Attributes
     from harness.video import read
 
     del reference
-    return clip_metrics(read(clip.folder / LOSSLESS_FILE), dict(prompt.tags))
+    tags = dict(prompt.tags)
+    asked = Attributes(**{aspect: tags[aspect] for aspect in ASPECTS})
+    verdict = judge(read(clip.folder / LOSSLESS_FILE), asked)
+    names = {aspect: aspect for aspect in ASPECTS} | {"conjunction": CONJUNCTION}
+    found = {f"oracle_{names[k]}": float(right) for k, right in verdict.right().items()}
+    return found | {f"margin_{names[k]}": margin for k, margin in verdict.margins().items()}
 
 
 _COMPUTE: dict[str, Callable[[Prompt, Entry, Entry | None], dict[str, float]]] = {
