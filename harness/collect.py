@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from harness.plan import Plan, PlannedCell
+    from harness.cells import PlannedCell
+    from harness.plan import Plan
     from harness.store import Entry, Store
     from harness.task import ClipTask
 
@@ -46,7 +47,6 @@ UNITS = {
 }
 _PREFIXES = {"oracle_": ("bool", "higher"), "margin_": ("margin", "higher")}
 REPORT_FILE = "report.json"
-_TWO_BYTES = 2  # 16-bit weights, what compression is measured against
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,17 +182,7 @@ class Collector:
         if entry is None:
             return
         self.store.touch(entry)
-        parameters = transformer_parameters(planned.cell.model)
-        size = sum(
-            facts["bytes"]
-            for name, facts in entry.manifest["files"].items()
-            if name in ("artifact.json", "weights.safetensors")
-        )
-        values = {
-            "artifact_bytes": size,
-            "compression": _TWO_BYTES * parameters / size,
-            **report_values(entry.json(REPORT_FILE), parameters),
-        }
+        values = report_values(entry.json(REPORT_FILE))
         for metric, value in values.items():
             yield self._record(planned, metric, value, key=entry.key, at=entry.manifest["at"])
 
@@ -224,30 +214,17 @@ def timing_warnings(store: Store, measures: Mapping[str, str]) -> list[str]:
     return found
 
 
-def report_values(report: Mapping[str, Any], parameters: int) -> dict[str, float]:
-    """The numbers of a quantization report.
-
-    Args:
-        report: ``QuantReport`` as a dict, with ``targets``: layer name -> [out, in] of every linear
-            of the target set.
-        parameters: Number of parameters of the whole transformer.
-    """
-    layers = {layer["name"]: layer for layer in report["layers"]}
-    targets: Mapping[str, list[int]] = report["targets"]
-    quantized = sum(layer["parameters"] for layer in layers.values())
-    bits = sum(layer["parameters"] * layer["w_bits"] for layer in layers.values())
-    inputs = {
-        name: (shape[1], layers[name]["a_bits"] if name in layers else IDENTITY_WIDTH)
-        for name, shape in targets.items()
-    }
-    features = sum(width for width, _ in inputs.values())
-    target_weights = sum(shape[0] * shape[1] for shape in targets.values())
+def report_values(report: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a quantization report, its footprint included."""
+    footprint = report["footprint"]
     return {
-        "avg_w_bits": (bits + IDENTITY_WIDTH * (parameters - quantized)) / parameters,
-        "avg_a_bits": sum(width * a_bits for width, a_bits in inputs.values()) / features,
-        "layers_quantized": len(layers),
-        "layers_target": len(targets),
-        "weights_quantized": quantized / target_weights,
+        "artifact_bytes": footprint["artifact_bytes"],
+        "compression": footprint["fp16_bytes"] / footprint["artifact_bytes"],
+        "avg_w_bits": footprint["avg_w_bits"],
+        "avg_a_bits": footprint["avg_a_bits"],
+        "layers_quantized": len(report["layers"]),
+        "layers_target": footprint["target_layers"],
+        "weights_quantized": footprint["quantized_parameters"] / footprint["target_parameters"],
         "calibration_s": report["seconds"],
         "calibration_forwards": report["calibration_forwards"],
         "calibration_samples": report["calibration_samples"],

@@ -14,7 +14,8 @@ from harness.models.table import BUNDLED, transformer_parameters
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from harness.plan import Plan, PlannedCell
+    from harness.cells import PlannedCell
+    from harness.plan import Plan
     from harness.spec import GenSpec
     from harness.store import Store
 

@@ -21,12 +21,12 @@ class _Section(BaseModel):
 class RunSection(_Section):
     """``[run]``: what is compared."""
 
-    models: list[str] | None = Field(None, min_length=1)
-    methods: list[str] | None = Field(None, min_length=1)
-    bits: list[str] | None = Field(None, min_length=1)
+    models: list[str] | None = Field(default=None, min_length=1)
+    methods: list[str] | None = Field(default=None, min_length=1)
+    bits: list[str] | None = Field(default=None, min_length=1)
     suite: str | None = None
-    limit: int | None = Field(None, ge=1)
-    seeds: list[int] | None = Field(None, min_length=1)
+    limit: int | None = Field(default=None, ge=1)
+    seeds: list[int] | None = Field(default=None, min_length=1)
     out: str | None = None
     baselines: bool | None = None
 
@@ -38,37 +38,37 @@ class MethodSection(_Section):
     label: str | None = None
     options: dict[str, JsonValue] = {}
     calibration_seed: int | None = None
-    calibration_seeds: list[int] | None = Field(None, min_length=1)
-    bits: list[str] | None = Field(None, min_length=1)
+    calibration_seeds: list[int] | None = Field(default=None, min_length=1)
+    bits: list[str] | None = Field(default=None, min_length=1)
 
 
 class GenSection(_Section):
     """``[gen]``: overrides of the model's generation settings."""
 
-    height: int | None = Field(None, ge=8)
-    width: int | None = Field(None, ge=8)
-    frames: int | None = Field(None, ge=1)
-    fps: int | None = Field(None, ge=1)
-    steps: int | None = Field(None, ge=1)
-    guidance: float | int | None = Field(None, ge=0)
-    dtype: str | None = Field(None, pattern="^(float32|bfloat16|float16)$")
-    max_text_tokens: int | None = Field(None, ge=1)
+    height: int | None = Field(default=None, ge=8)
+    width: int | None = Field(default=None, ge=8)
+    frames: int | None = Field(default=None, ge=1)
+    fps: int | None = Field(default=None, ge=1)
+    steps: int | None = Field(default=None, ge=1)
+    guidance: float | int | None = Field(default=None, ge=0)
+    dtype: str | None = Field(default=None, pattern="^(float32|bfloat16|float16)$")
+    max_text_tokens: int | None = Field(default=None, ge=1)
 
 
 class CalibrationSection(_Section):
     """``[calibration]``: the budget that every method gets."""
 
     suite: str | None = None
-    prompts: int | None = Field(None, ge=1)
+    prompts: int | None = Field(default=None, ge=1)
     seed: int | None = None
 
 
 class ExecutionSection(_Section):
     """``[execution]``: how the work is spread; no result depends on it but through the threads."""
 
-    jobs: int | None = Field(None, ge=1)
-    threads: int | None = Field(None, ge=1)
-    timeout_s: float | int | None = Field(None, gt=0)
+    jobs: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1)
+    timeout_s: float | int | None = Field(default=None, gt=0)
     device: str | None = None
     measure: bool | None = None
 
@@ -111,7 +111,7 @@ def _explain(path: Path, cause: ValidationError) -> UsageError:
             "see `harness run --help` and the experiments/ folder for examples",
         )
     section: type[BaseModel] = ExperimentFile
-    sections = {
+    sections: dict[str, type[BaseModel]] = {
         "run": RunSection,
         "method": MethodSection,
         "gen": GenSection,

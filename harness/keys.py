@@ -151,8 +151,8 @@ def score_inputs(
     """What a score is made from.
 
     ``clip`` and ``reference`` are digests of content, the latter empty for an unpaired scorer;
-    ``asked`` holds the prompt's tags where the scorer reads them; ``environment`` holds the versions
-    of the libraries that the scorer computes with.
+    ``asked`` holds the prompt's tags where the scorer reads them; ``environment`` holds the
+    versions of the libraries that the scorer computes with.
     """
     return {
         "kind": "score",

@@ -1,6 +1,7 @@
 """Records on disk: what a run leaves behind and what every table, comparison and gate reads.
 
-A run folder holds ``run.json`` (identity, cells, provenance) and ``records.jsonl`` (one value a line).
+A run folder holds ``run.json`` (identity, cells, provenance) and ``records.jsonl`` (one value a
+line).
 """
 
 from __future__ import annotations
@@ -102,11 +103,10 @@ def dump(records: Iterable[Record]) -> list[str]:
 def parse(lines: Sequence[str]) -> list[Record]:
     """Read records back from JSON lines."""
     fields = {f.name for f in dataclasses.fields(Record)}
-    rows = (json.loads(line) for line in lines if line.strip())
-    return [
-        Record(**{k: Status(v) if k == "status" else v for k, v in row.items() if k in fields})
-        for row in rows
-    ]
+    rows: list[dict[str, Any]] = [json.loads(line) for line in lines if line.strip()]
+    for row in rows:
+        row["status"] = Status(row["status"])
+    return [Record(**{k: v for k, v in row.items() if k in fields}) for row in rows]
 
 
 def load_run(folder: Path) -> Run:

@@ -81,13 +81,13 @@ def load_method(name: str) -> Method:
 
     point = find_method(name)
     try:
-        found = point.load()
+        found: Any = point.load()
     except (ImportError, AttributeError) as cause:
         raise HarnessError(
             f"method '{name}' ({point.value}) cannot be imported: {cause}",
             "install what it needs, or put its folder on PYTHONPATH",
         ) from cause
-    method = found() if inspect.isclass(found) else found
+    method: Method = found() if isinstance(found, type) else found
     missing = [a for a in _members(Method) if not hasattr(method, a)]
     if missing:
         raise HarnessError(

@@ -21,7 +21,7 @@ from harness.spec import Record, Status
 from harness.store import Store, probe_folder
 
 if TYPE_CHECKING:
-    from harness.plan import PlannedCell
+    from harness.cells import PlannedCell
     from harness.spec import PromptSuite
     from harness.task import Task
 

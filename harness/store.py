@@ -1,8 +1,8 @@
 """The store: results by key, published in one rename, read only while their digests hold.
 
 ``$HARNESS_HOME/store/<kind>/<2 hex>/<key>/`` holds the files of one result and ``manifest.json``,
-which is written last. There are no locks: whoever publishes first wins, and a folder without a valid
-manifest does not exist.
+which is written last. There are no locks: whoever publishes first wins, and a folder without a
+valid manifest does not exist.
 """
 
 from __future__ import annotations

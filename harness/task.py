@@ -11,7 +11,7 @@ from harness.keys import plain
 from harness.spec import GenSpec, MethodSpec, ModelSpec, Prompt
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 POOL = "pool"
 CELL = "cell"
@@ -181,4 +181,8 @@ def _measure(raw: Mapping[str, Any]) -> MeasureTask:
     return MeasureTask(**{**_common(raw), "rows": rows, "measure": Keyed(**raw["measure"])})
 
 
-_READERS = {POOL: _pool, CELL: _cell, MEASURE: _measure}
+_READERS: dict[str, Callable[[Mapping[str, Any]], Task]] = {
+    POOL: _pool,
+    CELL: _cell,
+    MEASURE: _measure,
+}

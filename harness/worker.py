@@ -1,8 +1,8 @@
 """The worker: ``python -P -m harness.worker job.json``.
 
 JSON in, files out, events on stdout, an exit code. Events are JSON lines: ``progress`` (stage,
-fraction, text), ``clip`` (seconds), ``stage`` (stage, seconds), and at the end ``done`` or ``failed``
-(status, detail, disk_full). All that libraries print goes to stderr.
+fraction, text), ``clip`` (seconds), ``stage`` (stage, seconds), and at the end ``done`` or
+``failed`` (status, detail, disk_full). All that libraries print goes to stderr.
 """
 
 from __future__ import annotations

@@ -5,21 +5,23 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from harness.spec import Status
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
     from harness.run import Prepared
 
 SOME_FAILED = 1
+_Command = TypeVar("_Command", bound="Callable[..., Any] | click.Command")
 
 
-class CommaList(click.ParamType):
+class CommaList(click.ParamType[tuple[Any, ...]]):
     """``a,b,c``; the option may also be repeated.
 
     Args:
@@ -53,7 +55,9 @@ def _joined(
     return tuple(item for group in value for item in group) or None
 
 
-def _list(flag: str, text: str, item: type = str, name: str | None = None) -> Any:
+def _list(
+    flag: str, text: str, item: type = str, name: str | None = None
+) -> Callable[[_Command], _Command]:
     names = (flag,) if name is None else (flag, name)
     return click.option(*names, type=CommaList(item), multiple=True, callback=_joined, help=text)
 
@@ -83,8 +87,9 @@ def run(config: Path | None, dry_run: bool, no_baselines: bool, **flags: Any) ->
     """
     from rich.console import Console
 
-    from harness.config import ExperimentFile, Flags, load_file, resolve
+    from harness.config import Flags, resolve
     from harness.estimate import plan_line
+    from harness.experiment_file import ExperimentFile, load_file
     from harness.run import prepare
     from harness.store import Store
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
-import sys
 import time
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -16,7 +16,7 @@ def die_with(parent: int) -> None:
     On Linux the kernel sees to it. Elsewhere a thread watches; it cannot act while a library holds
     the interpreter, so it may be late by one call.
     """
-    if sys.platform == "linux":
+    if platform.system() == "Linux":
         import ctypes
 
         if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:

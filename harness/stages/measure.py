@@ -12,6 +12,7 @@ import json
 import os
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,7 +124,7 @@ def _time_clips(
     for turn in range(task.clips):
         for cell, pipeline in pipelines.items():
             progress(0.6 + 0.4 * turn / task.clips, f"whole clip, round {turn + 1}")
-            times[cell].append(_seconds(lambda p=pipeline: sample(p, PROMPT, task.gen, seed=0)))
+            times[cell].append(_seconds(partial(sample, pipeline, PROMPT, task.gen, seed=0)))
     for cell, taken in times.items():
         values[cell] |= _spread("clip_latency", taken)
 

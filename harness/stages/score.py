@@ -126,8 +126,8 @@ def score_clip(
 ) -> None:
     """Compute and publish one score, unless the store has it.
 
-    A value that cannot be computed (a clip that diverged) is published as failed with its reason: it
-    is a property of the clip, not of this run.
+    A value that cannot be computed (a clip that diverged) is published as failed with its reason:
+    it is a property of the clip, not of this run.
     """
     wanted = score_key(scorer, prompt, clip, reference)
     if store.find("score", wanted.key) is not None:
@@ -182,7 +182,7 @@ def _fidelity(prompt: Prompt, clip: Entry, reference: Entry | None) -> dict[str,
     pair = _pair(clip, reference)
     frames = [read(entry.folder / LOSSLESS_FILE) for entry in pair]
     latents = [load_file(entry.folder / LATENTS_FILE)["latents"] for entry in pair]
-    return fidelity(*frames, *latents)
+    return fidelity(frames[0], frames[1], latents[0], latents[1])
 
 
 def _lpips(prompt: Prompt, clip: Entry, reference: Entry | None) -> dict[str, float]:
