@@ -24,7 +24,9 @@ class FP:
     Options = NoOptions
     needs_calibration = False
     unquantized = True
-    reproduction = Reproduction(title="Full precision", source="the model's own release", code="diffusers")
+    reproduction = Reproduction(
+        title="Full precision", source="the model's own release", code="diffusers"
+    )
 
     def supports(self, family: str, bits: BitSpec) -> Unsupported | None:
         """Every family runs unquantized."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.bits import BitSpec
+from harness.bits import IDENTITY_WIDTH, BitSpec
 from harness.errors import HarnessError
 from harness.method import (
     SIMULATED,
@@ -16,6 +16,7 @@ from harness.method import (
 )
 
 __all__ = [
+    "IDENTITY_WIDTH",
     "SIMULATED",
     "BitSpec",
     "Deviation",

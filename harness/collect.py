@@ -6,8 +6,6 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.bits import IDENTITY_WIDTH
-from harness.models.table import transformer_parameters
 from harness.records import CellOutcome
 from harness.spec import Record, Status
 from harness.stages.generate import MP4_FILE

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from harness.api import (
+    IDENTITY_WIDTH,
     SIMULATED,
     BitSpec,
     Deviation,
@@ -36,13 +37,11 @@ from harness.quant.block_trainer import BlockTask, train_block
 from harness.quant.capture import (
     BlockInput,
     first_block_inputs,
-    observing,
-    run_block,
     run_block_over,
     split_branches,
 )
 from harness.quant.figures import plot_chosen_timesteps, plot_token_mass
-from harness.quant.gptq import Hessian, gptq
+from harness.quant.gptq import gptq, group_hessians
 from harness.quant.grid import weight_grid
 from harness.quant.learned import (
     LearnedInput,
@@ -230,7 +229,9 @@ class _Run:
             targets = run_block_over(block, self.family, inputs)
             given = inputs if self.options.inputs == "fp" else quantized_inputs
             weights = self.attention_guided_token_weights(block, inputs)
-            learned = self.learn_block(block, BlockTask(inputs=given, targets=targets, weights=weights), i)
+            learned = self.learn_block(
+                block, BlockTask(inputs=given, targets=targets, weights=weights), i
+            )
             self.fold_and_round_(name, block, learned, given)
             if self.options.inputs != "fp":
                 quantized_inputs = run_block_over(block, self.family, given)
@@ -339,39 +340,17 @@ class _Run:
             if kronecker is not None:
                 steps.append(kronecker)
             transforms[group.name] = steps
-        hessians = self.hessians(block, groups, transforms, inputs)
+        hessians = group_hessians(block, self.family, groups, transforms, inputs)
         for group in groups:
             for name in group.linears:
                 layer = self.round_linear(
                     block.get_submodule(name), group, transforms[group.name], learned, name,
-                    hessians.get(group.name),
+                    hessians[group.name],
                 )  # fmt: skip
                 self.errors[f"{prefix}.{name}"] = layer_error(
-                    block.get_submodule(name), layer, hessians.get(group.name)
+                    block.get_submodule(name), layer, hessians[group.name]
                 )
                 replace_module_(block, name, layer)
-
-    def hessians(
-        self,
-        block: nn.Module,
-        groups: Sequence[InputGroup],
-        transforms: dict[str, list[nn.Module]],
-        inputs: Sequence[BlockInput],
-    ) -> dict[str, Tensor]:
-        """Second moments of the transformed inputs of every group, for GPTQ."""
-        by_linear = {group.linears[0]: group.name for group in groups}
-        found: dict[str, Hessian] = {}
-
-        def see(linear: str, x: Tensor) -> None:
-            name = by_linear[linear]
-            for step in transforms[name]:
-                x = step(x)
-            found.setdefault(name, Hessian(x.shape[-1], x.device)).add(x)
-
-        with observing(block, list(by_linear), see):
-            for given in inputs:
-                run_block(block, self.family, given)
-        return {name: hessian.matrix() for name, hessian in found.items()}
 
     def round_linear(
         self,
@@ -380,24 +359,22 @@ class _Run:
         steps: Sequence[nn.Module],
         learned: _Learned,
         name: str,
-        hessian: Tensor | None,
+        hessian: Tensor,
     ) -> QuantLinear:
         """Round one weight on its learned grid."""
         weight = WeightSpec(bits=self.ctx.bits.w)
         low, high = learned.inputs[group.name].clip_factors()
         spec = ActivationSpec(bits=self.ctx.bits.a, clip_low=low, clip_high=high)
         activation = activation_of(group, spec)
-        if weight.bits == 16:
+        if weight.bits == IDENTITY_WIDTH:
             return quantize_linear(linear, weight, activation, transforms=steps)
         mapped = transformed_weight(linear.weight.float(), steps)
         clip_low, clip = learned.linears[name].clip_factors()
         grid = stored_grid(weight_grid(mapped, weight.bits, clip=clip, clip_low=clip_low))
         codes = None
-        if self.options.rounding == "gptq" and hessian is not None:
+        if self.options.rounding == "gptq":
             codes = gptq(mapped, hessian, grid, weight.bits)
-        return quantize_linear(
-            linear, weight, activation, transforms=steps, grid=grid, codes=codes
-        )
+        return quantize_linear(linear, weight, activation, transforms=steps, grid=grid, codes=codes)
 
     def groups(self, block: nn.Module) -> tuple[InputGroup, ...]:
         """Target groups of a block under the modulation option."""
@@ -426,12 +403,8 @@ def initial_scale(absmax: Tensor, linears: Sequence[nn.Module], alpha: float) ->
     return scale.clamp(1e-5, 1e5)
 
 
-def layer_error(linear: nn.Linear, layer: QuantLinear, hessian: Tensor | None) -> float:
+def layer_error(linear: nn.Linear, layer: QuantLinear, hessian: Tensor) -> float:
     """Relative output error that the rounding of the weight alone causes, tr(dW H dW^T) / tr(W H W^T)."""
-    if hessian is None:
-        return float("nan")
     weight = transformed_weight(linear.weight.float(), list(layer.transforms)).double()
     delta = layer.dequantized().double() - weight
     return float(((delta @ hessian) * delta).sum() / ((weight @ hessian) * weight).sum())
-
-

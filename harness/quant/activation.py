@@ -65,7 +65,9 @@ def activation_grid(x: Tensor, spec: ActivationSpec) -> Affine:
         high = x.abs().amax(-1, keepdim=True) * spec.clip_high
         return affine(-high, high, spec.bits, symmetric=True)
     low = x.amin(-1, keepdim=True) * spec.clip_low
-    return affine(low, x.amax(-1, keepdim=True) * spec.clip_high, spec.bits, symmetric=spec.symmetric)
+    return affine(
+        low, x.amax(-1, keepdim=True) * spec.clip_high, spec.bits, symmetric=spec.symmetric
+    )
 
 
 def quantize_activation(x: Tensor, spec: ActivationSpec) -> Tensor:

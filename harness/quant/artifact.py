@@ -74,7 +74,9 @@ def load_artifact_(transformer: nn.Module, folder: Path) -> dict[str, Any]:
                 linear = transformer.get_submodule(name)
             except AttributeError as cause:
                 raise _mismatch(folder, f"has no layer '{name}'") from cause
-            if (shape := list(facts["shape"])) != list(getattr(linear, "weight", torch.empty(0)).shape):
+            if (shape := list(facts["shape"])) != list(
+                getattr(linear, "weight", torch.empty(0)).shape
+            ):
                 raise _mismatch(folder, f"has another shape than {shape} at '{name}'")
             replace_module_(transformer, name, _rebuild(name, facts, file).to(device))
         kept = {
@@ -141,7 +143,9 @@ def _describe(layer: QuantLinear) -> dict[str, Any]:
 
 def _tensors(layer: QuantLinear) -> dict[str, Tensor]:
     identity = layer.weight_spec.bits == IDENTITY_WIDTH
-    found = {"codes": _compact(layer.codes) if identity else pack(layer.codes, layer.weight_spec.bits)}
+    found = {
+        "codes": _compact(layer.codes) if identity else pack(layer.codes, layer.weight_spec.bits)
+    }
     for i, step in enumerate(layer.transforms):
         found |= {f"transforms.{i}.{key}": _compact(value) for key, value in step.tensors().items()}
     for key in ("scale", "zero", "bias"):

@@ -51,7 +51,11 @@ class _SelfAttentionTap(TorchFunctionMode):
         self.masses: list[Tensor] = []
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         if func is functional.scaled_dot_product_attention:

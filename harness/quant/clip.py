@@ -5,15 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.quant.grid import Affine, expand, fake_quantize, weight_grid
+from harness.quant.grid import Affine, affine, expand, fake_quantize, weight_grid
 
 SHRINK_LOWEST = 0.2
 SHRINK_STEP = 0.01
 
 
-def search_clip(
-    weight: Tensor, bits: int, *, symmetric: bool = True, group: int = 0
-) -> Tensor:
+def search_clip(weight: Tensor, bits: int, *, symmetric: bool = True, group: int = 0) -> Tensor:
     """Find for each row (and group) the shrink factor with the smallest squared weight error.
 
     The linear search of QuaRot (arXiv 2404.00456, sec. 5, "clipping"); factors 1, 0.99, ... 0.2.
@@ -53,12 +51,11 @@ def percentile_grid(x: Tensor, bits: int, percentiles: tuple[float, ...]) -> Aff
     Returns:
         Step and zero point ``[rows, 1]``.
     """
-    from harness.quant.grid import affine
-
+    ordered = x.sort(-1).values
     best: Affine | None = None
     least = torch.full((x.shape[0], 1), float("inf"), device=x.device)
     for p in percentiles:
-        low, high = (_quantile(x, q) for q in (1 - p, p))
+        low, high = (_quantile(ordered, q) for q in (1 - p, p))
         grid = affine(low, high, bits, symmetric=False)
         error = (fake_quantize(x, grid, bits) - x).square().sum(-1, keepdim=True)
         better = error < least
@@ -67,14 +64,15 @@ def percentile_grid(x: Tensor, bits: int, percentiles: tuple[float, ...]) -> Aff
             best = grid
         else:
             best = Affine(
-                torch.where(better, grid.scale, best.scale), torch.where(better, grid.zero, best.zero)
+                torch.where(better, grid.scale, best.scale),
+                torch.where(better, grid.zero, best.zero),
             )
     if best is None:
         raise ValueError("no percentile was given")
     return best
 
 
-def _quantile(x: Tensor, q: float) -> Tensor:
-    """Per-row quantile by nearest rank, for rows of any length (``torch.quantile`` stops at 2^24)."""
-    rank = min(max(round(q * (x.shape[-1] - 1)), 0), x.shape[-1] - 1)
-    return x.kthvalue(rank + 1, -1, keepdim=True).values
+def _quantile(ordered: Tensor, q: float) -> Tensor:
+    """Per-row quantile of sorted rows by nearest rank."""
+    rank = round(q * (ordered.shape[-1] - 1))
+    return ordered[..., rank : rank + 1]

@@ -31,7 +31,9 @@ def plot_chosen_timesteps(
     counts = [sum(s.step == i for s in chosen) for i in range(len(timesteps))]
     bottom.bar(range(len(timesteps)), counts, color="C0")
     bottom.set(ylabel="chosen", xlabel="sampling step (timestep above the axis)")
-    bottom.set_xticks(range(len(timesteps)), [f"{i}\n{t:.0f}" for i, t in enumerate(timesteps)], fontsize=6)
+    bottom.set_xticks(
+        range(len(timesteps)), [f"{i}\n{t:.0f}" for i, t in enumerate(timesteps)], fontsize=6
+    )
     figure.savefig(path, dpi=120)
 
 

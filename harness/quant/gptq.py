@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Mapping, Sequence
 
+import torch
+from torch import Tensor, nn
+
+from harness.models.families.base import Family, InputGroup
+from harness.quant.capture import BlockInput, observing, run_block
 from harness.quant.grid import Affine, decode, encode, expand
 
 PERCDAMP = 0.01  # GPTQ sec. 4, "dampening"
@@ -38,6 +42,40 @@ class Hessian:
         if self._count == 0:
             raise ValueError("no input was seen")
         return self._sum.double() * (2.0 / self._count)
+
+
+def group_hessians(
+    block: nn.Module,
+    family: Family,
+    groups: Sequence[InputGroup],
+    transforms: Mapping[str, Sequence[nn.Module]],
+    inputs: Sequence[BlockInput],
+) -> dict[str, Tensor]:
+    """Second moments of the transformed inputs of every group of a block.
+
+    Args:
+        block: Full-precision block.
+        family: Its facts.
+        groups: Groups of interest.
+        transforms: Input transforms by group; absent groups have none.
+        inputs: Block inputs.
+
+    Returns:
+        float64 ``[in_features, in_features]`` by group.
+    """
+    by_linear = {group.linears[0]: group.name for group in groups}
+    found: dict[str, Hessian] = {}
+
+    def see(linear: str, x: Tensor) -> None:
+        name = by_linear[linear]
+        for step in transforms.get(name, ()):
+            x = step(x)
+        found.setdefault(name, Hessian(x.shape[-1], x.device)).add(x)
+
+    with torch.no_grad(), observing(block, list(by_linear), see):
+        for given in inputs:
+            run_block(block, family, given)
+    return {name: hessian.matrix() for name, hessian in found.items()}
 
 
 def gptq(

@@ -164,6 +164,8 @@ def storable(scale: Tensor) -> Tensor:
     Codes must be computed from the stored step, so this is applied before the rounding of weights.
     """
     smallest_normal = torch.finfo(torch.float16).tiny
-    if bool((scale < smallest_normal).any()) or bool((scale > torch.finfo(torch.float16).max).any()):
+    if bool((scale < smallest_normal).any()) or bool(
+        (scale > torch.finfo(torch.float16).max).any()
+    ):
         return scale.float()
     return scale.half().float()

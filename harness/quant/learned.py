@@ -226,5 +226,3 @@ def clip_parameters(block: nn.Module) -> Iterator[nn.Parameter]:
     for module in block.modules():
         if isinstance(module, LearnedInput | LearnedLinear) and module.clip is not None:
             yield module.clip
-
-

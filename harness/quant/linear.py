@@ -64,10 +64,18 @@ class QuantLinear(nn.Module):
         self.activation_spec = activation
         self.transforms = nn.ModuleList(transforms)
         self.out_features, self.in_features = codes.shape
-        stored = codes if grid is None else codes.to(torch.uint8 if grid.zero is not None else torch.int8)
+        stored = (
+            codes
+            if grid is None
+            else codes.to(torch.uint8 if grid.zero is not None else torch.int8)
+        )
         self.register_buffer("codes", stored.detach().clone())
         self.register_buffer("scale", None if grid is None else grid.scale.detach().float().clone())
-        zero = None if grid is None or grid.zero is None else grid.zero.detach().to(torch.uint8).clone()
+        zero = (
+            None
+            if grid is None or grid.zero is None
+            else grid.zero.detach().to(torch.uint8).clone()
+        )
         self.register_buffer("zero", zero)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
         self._dequantized: Tensor | None = None
@@ -160,7 +168,12 @@ def quantize_linear(
     if codes is None:
         codes = encode(mapped, expand(grid, weight.group), weight.bits)
     return QuantLinear(
-        weight=weight, codes=codes, grid=grid, bias=bias, transforms=transforms, activation=activation
+        weight=weight,
+        codes=codes,
+        grid=grid,
+        bias=bias,
+        transforms=transforms,
+        activation=activation,
     )
 
 

@@ -55,7 +55,9 @@ def unpack(packed: Tensor, bits: int, shape: tuple[int, ...], *, signed: bool) -
     if not signed:
         return raw.reshape(shape)
     wide = raw.to(torch.int16)
-    return torch.where(wide >= 1 << (bits - 1), wide - (1 << bits), wide).to(torch.int8).reshape(shape)
+    return (
+        torch.where(wide >= 1 << (bits - 1), wide - (1 << bits), wide).to(torch.int8).reshape(shape)
+    )
 
 
 def _unpack_bits(packed: np.ndarray, bits: int, count: int) -> np.ndarray:

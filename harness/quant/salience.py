@@ -87,7 +87,11 @@ def choose_samples(
         ValueError: The rule is unknown.
     """
     if rule in ("sds", "c_diff", "c_quant"):
-        scores = {"sds": salience.product, "c_diff": salience.diffusion, "c_quant": salience.quantization}
+        scores = {
+            "sds": salience.product,
+            "c_diff": salience.diffusion,
+            "c_quant": salience.quantization,
+        }
         order = scores[rule].flatten().argsort(descending=True, stable=True)[:count]
         return sorted(Sample(*divmod(int(i), pool.steps)) for i in order)
     prompts = 1 if rule == "atop" else min(FIVE, len(pool.prompts))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,24 +10,93 @@ from torch import Tensor, nn
 from harness.models.families.base import Family
 from harness.quant.capture import BlockInput, observing, run_block
 
+VALUES_KEPT = 1 << 13
+"""Values of one input kept for percentile searches, evenly spaced over the tensor."""
+
 
 @torch.no_grad()
+def _over_groups(
+    block: nn.Module,
+    family: Family,
+    inputs: Sequence[BlockInput],
+    see: Callable[[str, BlockInput, Tensor], None],
+) -> None:
+    """Run the block on every sample and call ``see(group, sample, input)`` once for each input group."""
+    first = {group.linears[0]: group.name for group in family.groups(block)}
+    current: list[BlockInput] = []
+    with observing(block, list(first), lambda linear, x: see(first[linear], current[0], x)):
+        for given in inputs:
+            current[:] = [given]
+            run_block(block, family, given)
+
+
+def _peak(x: Tensor) -> Tensor:
+    """Maximum over tokens of |x_j|, ``[in_features]``."""
+    return x.reshape(-1, x.shape[-1]).abs().amax(0).float()
+
+
 def channel_absmax(
     block: nn.Module, family: Family, inputs: Sequence[BlockInput]
 ) -> dict[str, Tensor]:
-    """Mean over samples of the per-channel maximum over tokens, max_token |x_j|.
+    """Mean over samples of the per-channel maximum over tokens.
 
     Returns:
         ``[in_features]`` by input group.
     """
-    first = {group.linears[0]: group.name for group in family.groups(block)}
     sums: dict[str, Tensor] = {}
 
-    def see(linear: str, x: Tensor) -> None:
-        peak = x.reshape(-1, x.shape[-1]).abs().amax(0).float()
-        sums[first[linear]] = sums.get(first[linear], torch.zeros_like(peak)) + peak
+    def see(group: str, given: BlockInput, x: Tensor) -> None:
+        sums[group] = sums[group] + _peak(x) if group in sums else _peak(x)
 
-    with observing(block, list(first), see):
-        for given in inputs:
-            run_block(block, family, given)
+    _over_groups(block, family, inputs, see)
     return {name: total / len(inputs) for name, total in sums.items()}
+
+
+def channel_absmax_by_step(
+    block: nn.Module, family: Family, inputs: Sequence[BlockInput]
+) -> dict[str, Tensor]:
+    """Per-channel maximum over tokens and samples, for each sampling step that occurs.
+
+    Returns:
+        ``[steps that occur, in_features]`` by input group, steps ascending.
+    """
+    peaks: dict[str, dict[int, Tensor]] = {}
+
+    def see(group: str, given: BlockInput, x: Tensor) -> None:
+        steps = peaks.setdefault(group, {})
+        before = steps.get(given.sample.step)
+        steps[given.sample.step] = _peak(x) if before is None else torch.maximum(before, _peak(x))
+
+    _over_groups(block, family, inputs, see)
+    return {name: torch.stack([steps[t] for t in sorted(steps)]) for name, steps in peaks.items()}
+
+
+def sample_values(
+    block: nn.Module,
+    family: Family,
+    inputs: Sequence[BlockInput],
+    transforms: Mapping[str, Sequence[nn.Module]],
+) -> dict[str, Tensor]:
+    """Values of every (transformed) input, thinned evenly.
+
+    Args:
+        block: The block.
+        family: Its facts.
+        inputs: Samples.
+        transforms: Input transforms by group; absent groups have none.
+
+    Returns:
+        ``[values]`` by input group.
+    """
+    found: dict[str, list[Tensor]] = {}
+
+    def see(group: str, given: BlockInput, x: Tensor) -> None:
+        for transform in transforms.get(group, ()):
+            x = transform(x)
+        flat = x.reshape(-1)
+        # an odd stride visits every channel; a stride that divides the width would not
+        stride = max(1, flat.numel() // VALUES_KEPT) | 1
+        found.setdefault(group, []).append(flat[::stride].float())
+
+    _over_groups(block, family, inputs, see)
+    return {name: torch.cat(parts) for name, parts in found.items()}

@@ -146,9 +146,7 @@ def kronecker_sizes(width: int) -> tuple[int, int]:
     return a, width // a
 
 
-_KINDS: dict[str, type[nn.Module]] = {
-    cls.kind: cls for cls in (ChannelScale, Hadamard, Kronecker)
-}
+_KINDS: dict[str, type[nn.Module]] = {cls.kind: cls for cls in (ChannelScale, Hadamard, Kronecker)}
 
 
 def build(kind: str, tensors: Mapping[str, Tensor]) -> nn.Module:

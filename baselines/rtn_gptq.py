@@ -1,0 +1,126 @@
+"""Clip search and GPTQ without any transform: what S2Q-VDiT's rounding gives by itself.
+
+Grids and activations as in ``rtn``; the weight range is searched for each row (QuaRot's linear search), the rounding is
+GPTQ (arXiv 2210.17323) on the same calibration samples that S2Q-VDiT's default would see.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness.api import (
+    IDENTITY_WIDTH,
+    SIMULATED,
+    BitSpec,
+    Deviation,
+    QuantContext,
+    QuantReport,
+    Reproduction,
+    Unsupported,
+)
+from harness.quant.activation import ActivationSpec
+from harness.quant.apply import activation_of, layer_reports
+from harness.quant.artifact import replace_module_
+from harness.quant.capture import first_block_inputs, run_block_over, split_branches
+from harness.quant.clip import search_clip
+from harness.quant.gptq import gptq, group_hessians
+from harness.quant.grid import weight_grid
+from harness.quant.linear import QuantLinear, WeightSpec, quantize_linear, stored_grid
+from harness.quant.salience import choose_samples, pool_salience
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RTNGPTQOptions:
+    """Knobs.
+
+    Attributes:
+        selection: Rule that chooses the calibration samples, as in ``s2q``.
+        samples: How many.
+        branches: Guidance branches of a sample, as in ``s2q``.
+        modulation: ``w`` quantizes the weights of modulation linears too, ``fp`` leaves them out.
+    """
+
+    selection: str = "sds"
+    samples: int = 40
+    branches: str = "alternate"
+    modulation: str = "w"
+
+
+class RTNGPTQ:
+    """Clip search, GPTQ, dynamic per-token activations."""
+
+    name = "rtn-gptq"
+    version = 1
+    Options = RTNGPTQOptions
+    needs_calibration = True
+    unquantized = False
+    reproduction = Reproduction(
+        title="GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
+        source="arXiv 2210.17323 (ICLR 2023)",
+        code="https://github.com/IST-DASLab/gptq",
+        deviations=(
+            Deviation(
+                kind="adaptation",
+                what="Hessians come from the inputs of full-precision blocks; both guidance branches and all timesteps "
+                "that the selection rule keeps",
+                why="the paper treats language models, block after block on quantized inputs",
+            ),
+        ),
+    )
+
+    def supports(self, family: str, bits: BitSpec) -> Unsupported | None:
+        """Every family and width."""
+        return None
+
+    def quantize_(self, transformer: nn.Module, ctx: QuantContext) -> QuantReport:
+        """Round block by block."""
+        started, pool, options = time.perf_counter(), ctx.calibration, ctx.options
+        salience = pool_salience(pool, ctx.family, transformer)
+        chosen = choose_samples(
+            options.selection, options.samples, pool, salience, ctx.generator(salt=1)
+        )
+        captured = first_block_inputs(transformer, ctx.family, pool, chosen)
+        inputs = split_branches(captured, options.branches)
+        blocks = ctx.family.blocks(transformer)
+        for i, (name, block) in enumerate(blocks):
+            ctx.progress(i / len(blocks), f"rounding {name}")
+            targets = run_block_over(block, ctx.family, inputs)
+            groups = [
+                g for g in ctx.family.groups(block) if options.modulation == "w" or not g.modulation
+            ]
+            hessians = group_hessians(block, ctx.family, groups, {}, inputs)
+            for group in groups:
+                activation = activation_of(group, ActivationSpec(bits=ctx.bits.a))
+                for linear in group.linears:
+                    rounded = _round(
+                        block.get_submodule(linear), ctx.bits.w, activation, hessians[group.name]
+                    )
+                    replace_module_(block, linear, rounded)
+            inputs = targets
+        return QuantReport(
+            execution=SIMULATED,
+            layers=layer_reports(transformer),
+            calibration_clips=len(pool.prompts),
+            calibration_forwards=pool.forwards + len(chosen) * pool.branches,
+            calibration_samples=len(chosen),
+            seconds=time.perf_counter() - started,
+        )
+
+
+def _round(
+    linear: nn.Module, bits: int, activation: ActivationSpec, hessian: Tensor
+) -> QuantLinear:
+    """Search the clip of every row, then round by GPTQ."""
+    spec = WeightSpec(bits=bits)
+    if bits == IDENTITY_WIDTH:
+        return quantize_linear(linear, spec, activation)
+    weight = linear.weight.detach().float()
+    grid = stored_grid(weight_grid(weight, bits, clip=search_clip(weight, bits)))
+    return quantize_linear(
+        linear, spec, activation, grid=grid, codes=gptq(weight, hessian, grid, bits)
+    )

@@ -1,0 +1,176 @@
+"""Quantize: run a method on a pipeline's denoiser and leave its artifact."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from harness import registry
+from harness.bits import IDENTITY_WIDTH, BitSpec
+from harness.method import Method, QuantContext, QuantReport
+from harness.models.families import family as family_by_name
+from harness.models.families.base import target_linears
+from harness.models.sample import denoiser_step
+from harness.quant.artifact import artifact_bytes, save_artifact
+from harness.quant.calibration import CalibrationPool
+from harness.spec import GenSpec
+from harness.stages.memory import peak_memory
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+REPORT = "report.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Footprint:
+    """What the table says about size and width, measured on the artifact and on one denoising step.
+
+    Attributes:
+        target_layers: Linears that the family names as targets.
+        target_parameters: Weights in them.
+        total_parameters: All parameters of the denoiser.
+        quantized_parameters: Weights in quantized linears.
+        avg_w_bits: Mean width over all parameters of the denoiser, what is not quantized counted as 16.
+        avg_a_bits: Mean activation width over the multiplications of the target linears.
+        fp16_bytes: Bytes of the denoiser at 16 bits.
+        artifact_bytes: Bytes on disk of the artifact.
+    """
+
+    target_layers: int
+    target_parameters: int
+    total_parameters: int
+    quantized_parameters: int
+    avg_w_bits: float
+    avg_a_bits: float
+    fp16_bytes: int
+    artifact_bytes: int
+
+
+def quantize(
+    pipeline: DiffusionPipeline,
+    method: Method,
+    *,
+    bits: BitSpec,
+    options: dict[str, Any],
+    family: str,
+    gen: GenSpec,
+    pool: Path | None,
+    seed: int,
+    out: Path,
+    progress: Callable[[float, str], None],
+) -> QuantReport:
+    """Quantize the denoiser in place and write the artifact.
+
+    Args:
+        pipeline: Full-precision pipeline; its denoiser is replaced layer by layer.
+        method: The method.
+        bits: Nominal widths.
+        options: Options that differ from the defaults.
+        family: Family of the denoiser.
+        gen: Generation settings, for the step that is counted.
+        pool: Folder of the recorded trajectories; None for a method that needs none.
+        seed: Calibration seed.
+        out: Existing folder; gets ``artifact.json``, ``weights.safetensors``, ``report.json``, ``figures/``.
+        progress: Progress callback.
+
+    Returns:
+        The method's report.
+    """
+    transformer: nn.Module = pipeline.transformer
+    facts = family_by_name(family)
+    sizes = {
+        n: transformer.get_submodule(n).weight.numel() for n in target_linears(facts, transformer)
+    }  # type: ignore[union-attr, operator]
+    total = sum(p.numel() for p in transformer.parameters())
+    figures = out / "figures"
+    figures.mkdir()
+    chosen = registry.resolve_options(method, options)
+    ctx = QuantContext(
+        bits=bits,
+        options=chosen,
+        family=facts,
+        device=pipeline.device,
+        seed=seed,
+        figures=figures,
+        progress=progress,
+        pool=CalibrationPool.open(pool) if pool is not None else None,
+        data_free=not method.needs_calibration,
+    )
+    with peak_memory(pipeline.device) as peak:
+        report = method.quantize_(transformer, ctx)
+    report = dataclasses.replace(report, peak_bytes=peak())
+    about = {
+        "model_class": type(transformer).__name__,
+        "family": family,
+        "method": {"name": method.name, "version": method.version},
+        "options": dataclasses.asdict(chosen),
+        "bits": str(bits),
+        "calibration_seed": seed,
+    }
+    save_artifact(transformer, out, about)
+    footprint = _footprint(pipeline, gen, report, sizes, total, artifact_bytes(out))
+    document = {**dataclasses.asdict(report), "footprint": dataclasses.asdict(footprint)}
+    (out / REPORT).write_text(json.dumps(_finite(document), indent=1, sort_keys=True) + "\n")
+    return report
+
+
+def _footprint(
+    pipeline: DiffusionPipeline,
+    gen: GenSpec,
+    report: QuantReport,
+    sizes: dict[str, int],
+    total: int,
+    disk: int,
+) -> Footprint:
+    layers = {layer.name: layer for layer in report.layers}
+    quantized = sum(sizes[name] for name in layers)
+    stored = sum(sizes[name] * layer.w_bits for name, layer in layers.items())
+    work = _multiplications(pipeline, gen, list(sizes), sizes)
+    widths = {n: layers[n].a_bits if n in layers else float(IDENTITY_WIDTH) for n in sizes}
+    return Footprint(
+        target_layers=len(sizes),
+        target_parameters=sum(sizes.values()),
+        total_parameters=total,
+        quantized_parameters=quantized,
+        avg_w_bits=(stored + IDENTITY_WIDTH * (total - quantized)) / total,
+        avg_a_bits=sum(work[n] * widths[n] for n in sizes) / sum(work.values()),
+        fp16_bytes=2 * total,
+        artifact_bytes=disk,
+    )
+
+
+def _multiplications(
+    pipeline: DiffusionPipeline, gen: GenSpec, names: list[str], sizes: dict[str, int]
+) -> dict[str, int]:
+    """Multiplications of every target linear in one denoising step."""
+    rows: dict[str, int] = dict.fromkeys(names, 0)
+    handles = []
+    for name in names:
+
+        def count(module: nn.Module, args: tuple[torch.Tensor, ...], name: str = name) -> None:
+            rows[name] += args[0].numel() // args[0].shape[-1]
+
+        handles.append(pipeline.transformer.get_submodule(name).register_forward_pre_hook(count))
+    try:
+        denoiser_step(pipeline, gen)()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: rows[name] * sizes[name] for name in names}
+
+
+def _finite(value: Any) -> Any:
+    """Replace what JSON cannot hold by None."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,108 @@
+"""Verify: an artifact holds what its method declared, on disk, without the method."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from harness.bits import IDENTITY_WIDTH, BitSpec
+from harness.errors import HarnessError
+from harness.models.families import family as family_by_name
+from harness.models.families.base import InputGroup, target_linears
+from harness.quant.artifact import load_artifact_
+from harness.quant.grid import code_range, decode, encode, expand
+from harness.quant.linear import QuantLinear
+from harness.stages.quantize import REPORT
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+
+def verify(
+    pipeline: DiffusionPipeline, artifact: Path, *, family: str, bits: BitSpec, fresh: bool
+) -> None:
+    """Load an artifact into a full-precision pipeline and check every quantized layer.
+
+    Args:
+        pipeline: Full-precision pipeline; its denoiser becomes the quantized one.
+        artifact: Artifact folder.
+        family: Family of the denoiser.
+        bits: Nominal widths of the row.
+        fresh: The report lies beside the artifact and is compared with it.
+
+    Raises:
+        HarnessError: A target is missing or foreign, quantized at other widths than declared, uses codes outside its
+            grid, or changes when it is rounded again.
+    """
+    transformer: nn.Module = pipeline.transformer
+    targets = target_linears(family_by_name(family), transformer)
+    load_artifact_(transformer, artifact)
+    layers = {n: m for n, m in transformer.named_modules() if isinstance(m, QuantLinear)}
+    problems = [*_coverage(layers, targets)]
+    for name, layer in layers.items():
+        problems += [f"{name}: {what}" for what in _layer_problems(layer)]
+    if fresh:
+        problems += _against_report(layers, targets, artifact, bits)
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise HarnessError(
+            f"artifact '{artifact}' does not hold what was declared: {problems[0]}{more}",
+            "the method that made it has a defect; `harness show artifact` lists every layer",
+        )
+
+
+def _coverage(layers: dict[str, QuantLinear], targets: dict[str, InputGroup]) -> list[str]:
+    foreign = sorted(set(layers) - set(targets))
+    missing = sorted(n for n in set(targets) - set(layers) if not targets[n].modulation)
+    nested = [n for n in layers for m in layers if m.startswith(f"{n}.")]
+    return [
+        *(f"{n} is quantized but is no target" for n in foreign),
+        *(f"{n} is a target but is not quantized" for n in missing),
+        *(f"{n} is quantized twice" for n in nested),
+    ]
+
+
+def _layer_problems(layer: QuantLinear) -> list[str]:
+    grid, spec = layer.grid, layer.weight_spec
+    if grid is None:
+        return [] if bool(torch.isfinite(layer.codes).all()) else ["a weight is not finite"]
+    found = []
+    codes = layer.codes.float()
+    low, high = code_range(spec.bits, spec.symmetric)
+    if bool((codes < low).any()) or bool((codes > high).any()):
+        found.append(f"a code lies outside {low}..{high}")
+    if codes.unique().numel() > 2**spec.bits:
+        found.append(f"more than {2**spec.bits} levels")
+    if not bool(torch.isfinite(grid.scale).all()):
+        found.append("a step is not finite")
+    wide = expand(grid, spec.group)
+    again = encode(decode(codes, wide), wide, spec.bits)
+    if not torch.equal(again, codes):
+        found.append("rounding it again changes its codes")
+    return found
+
+
+def _against_report(
+    layers: dict[str, QuantLinear], targets: dict[str, InputGroup], artifact: Path, bits: BitSpec
+) -> list[str]:
+    report = json.loads((artifact / REPORT).read_text())
+    declared = {layer["name"]: layer for layer in report["layers"]}
+    found = [f"{n} is not in the report" for n in sorted(set(layers) - set(declared))]
+    found += [f"{n} is in the report only" for n in sorted(set(declared) - set(layers))]
+    for name in sorted(set(layers) & set(declared)):
+        layer, said = layers[name], declared[name]
+        if layer.weight_spec.bits != said["w_bits"]:
+            found.append(
+                f"{name} is stored at w{layer.weight_spec.bits}, reported w{said['w_bits']}"
+            )
+        if layer.activation_spec.bits != said["a_bits"]:
+            found.append(f"{name} rounds activations to {layer.activation_spec.bits} bits")
+        modulation = name in targets and targets[name].modulation
+        nominal = IDENTITY_WIDTH if modulation else bits.a
+        if said["w_bits"] != bits.w or said["a_bits"] != nominal:
+            found.append(f"{name} is w{said['w_bits']}a{said['a_bits']} in a row that says {bits}")
+    return found
