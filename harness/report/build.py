@@ -136,14 +136,18 @@ def _line(
     notes: Notes,
     entries: Entries,
 ) -> Line:
-    """A row of a block; a failed row says so in its first printed place and is empty elsewhere."""
+    """A row of a block.
+
+    A failed row says so in its first printed place and is empty elsewhere: what it scored before it
+    failed stays in the records, but a mean over a part of the prompts would look like a result.
+    """
     row = [grid[c.key][cell.id] for c in kept]
     if cell.status is not Status.OK:
         letter = notes.letter(
             f"{cell.label} {cell.bits}: {cell.status}: {cell.detail or 'no reason kept'}"
         )
         first = next(i for i, c in enumerate(kept) if c.shown)
-        row = [e if e.value is not None else Entry(text=ABSENT) for e in row]
+        row = [Entry(text=ABSENT)] * len(kept)
         row[first] = Entry(text=str(cell.status), notes=(letter,))
     else:
         row = [
@@ -196,4 +200,4 @@ def _remarks(run: Run, values: Values, blocks: Sequence[Block]) -> list[str]:
     }
     shown = {c.metric for b in blocks for c in b.columns}
     found += [f"{m} skipped: {why}" for m, why in sorted(skipped.items()) if m not in shown]
-    return found
+    return found + [f"warning: {note}" for note in run.provenance.get("notes", ())]

@@ -62,7 +62,11 @@ def mark_differences(
     if column.kind != col.DELTA or not reference:
         return
     base = values.by_prompt(reference, column.metric)
-    rows = [c.id for c in cells if not c.unquantized and entries[c.id].value is not None]
+    rows = [
+        c.id
+        for c in cells
+        if not c.unquantized and c.status is Status.OK and entries[c.id].value is not None
+    ]
     tests = stats.family(
         [stats.paired(values.by_prompt(cell, column.metric), base) for cell in rows]
     )

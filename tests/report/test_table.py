@@ -176,6 +176,27 @@ def test_a_failed_row_stays_with_status_and_reason(tmp_path):
     assert table.notes == (("a", "rtn w4a4: oom: worker used more than 24 GiB"),)
 
 
+def test_what_a_failed_row_scored_before_it_failed_is_no_result(tmp_path):
+    run = make_run(tmp_path)
+    cell = cell_id("rtn", "w4a4")
+    cells = tuple(
+        dataclasses.replace(c, status=Status.KILLED, detail="signal 9") if c.id == cell else c
+        for c in run.cells
+    )
+    table = build_table(dataclasses.replace(run, cells=cells))
+    for found in table.blocks:
+        line = next(line for line in found.lines if line.cell == cell)
+        assert line.entries[0].text == "killed"
+        assert all(e.value is None for e in line.entries)
+
+
+def test_warnings_of_the_run_stand_under_the_table(tmp_path):
+    run = make_run(tmp_path)
+    noted = run.provenance | {"notes": ["the machine was busy"]}
+    remarks = build_table(dataclasses.replace(run, provenance=noted)).remarks
+    assert remarks[-1] == "warning: the machine was busy"
+
+
 def test_missing_prompts_are_told_in_a_footnote(tmp_path):
     run = make_run(tmp_path)
     cell = cell_id("s2q", "w4a6")
