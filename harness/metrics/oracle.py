@@ -40,16 +40,20 @@ NOTHING = "nothing"
 
 MIN_CHROMA = 50.0  # weaker colour than this (of 255) is grey
 MIN_AREA_PX, MAX_AREA_PX = 60, 2000  # the world's objects cover 180 to 1100 pixels
+NOISE_PX = 0.5  # width of the smoothing of colours
+HALO, FULL = 0.4, 0.95  # a decoder bleeds colour: less than HALO of the peak is none, FULL is all
 MIN_SEEN = 0.8  # share of the frames in which one object must be found
 HUE_LIMIT_RAD = math.radians(28)  # the nearest two hues of the world are 25 degrees apart
 LEVEL_LIMIT = 30.0  # mean grey-level error of a background that still counts
-SHAPE_LIMIT, SHAPE_UNIT = 0.68, 0.12  # overlap that counts at all; overlap gap that is a full margin
+SHAPE_LIMIT = 0.85  # correlation with a shape's outline that counts at all
+SHAPE_UNIT = 0.06  # gap of correlations that is a full margin: that between clean outlines
 MOTION_LIMIT = 0.75
 TRAVEL_PX, GROWTH_LOG_AREA, TURN_RAD = 22.0, 2 * math.log(2.0), math.pi / 2
 JITTER_PX = 6.0
 
 PATCH_SIDE, PATCH_RADII = 32, 1.75
 ORIENTATIONS = 18
+TEMPLATE_BLURS = (0.0, 2.0)  # patch pixels: a sharp and a soft version of every outline
 SYMMETRY = {"circle": 0, "square": 4, "triangle": 3, "cross": 4}
 
 # The features of each motion: path right, path down, growth of the area, turn; jitter comes fifth.
@@ -151,9 +155,7 @@ def judge(frames: NDArray[np.uint8], asked: Attributes) -> Verdict:
         shape=_finding(asked.shape, shape, min(gap / SHAPE_UNIT, enough)),
         colour=_nearest(asked.colour, hue, HUE_LIMIT_RAD),
         background=_nearest(asked.background, ground, LEVEL_LIMIT),
-        motion=_finding(
-            asked.motion, _least(path), min(other_path - path[asked.motion], near)
-        ),
+        motion=_finding(asked.motion, _least(path), min(other_path - path[asked.motion], near)),
     )
 
 
@@ -178,8 +180,8 @@ def _nearest(asked: str, distances: dict[str, float], limit: float) -> Finding:
 
 
 def _chroma(frames: NDArray[np.uint8]) -> Array:
-    """Return how coloured each pixel is, [frames, height, width], after a 3x3 mean against noise."""
-    smooth = ndimage.uniform_filter(frames.astype(np.float64), size=(1, 3, 3, 1), mode="nearest")
+    """Return how coloured each pixel is, [frames, height, width], smoothed against noise."""
+    smooth = ndimage.gaussian_filter(frames.astype(np.float64), (0, NOISE_PX, NOISE_PX, 0))
     return np.asarray(smooth.max(-1) - smooth.min(-1))
 
 
@@ -194,7 +196,7 @@ def _sight(frames: NDArray[np.uint8]) -> Sighting | None:
     peak = float(np.median(strongest))
     if peak < MIN_CHROMA:
         return None
-    cover = np.clip(chroma / peak, 0.0, 1.0)
+    cover = np.clip((chroma / peak - HALO) / (FULL - HALO), 0.0, 1.0)
     times, covers, centres, radii = [], [], [], []
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH] + 0.5
     for time, amount in enumerate(cover):
@@ -207,7 +209,7 @@ def _sight(frames: NDArray[np.uint8]) -> Sighting | None:
         times.append(time)
         covers.append(soft)
         centres.append((float((soft * x).sum() / mass), float((soft * y).sum() / mass)))
-        radii.append(math.sqrt(float(own.sum()) / math.pi))
+        radii.append(math.sqrt(float(mass) / math.pi))
     if len(times) < max(2.0, MIN_SEEN * len(frames)):
         return None
     stacked = np.stack(covers)
@@ -262,15 +264,21 @@ def _background_distances(frames: NDArray[np.uint8], sighting: Sighting) -> dict
     return distances if free.mean() > 0.1 else dict.fromkeys(BACKGROUNDS, 255.0)
 
 
+def _normal(patch: Array) -> Array:
+    """Return a patch as a vector of mean 0 and length 1, so that a product is a correlation."""
+    flat = patch.ravel() - patch.mean()
+    return np.asarray(flat / (np.linalg.norm(flat) + 1e-9))
+
+
 @cache
 def _templates() -> dict[str, Array]:
-    """Return the outline of every shape at several orientations, [orientations, patch pixels]."""
+    """Return the outline of every shape at several orientations and blurs, [rows, patch pixels]."""
     step = 2 * PATCH_RADII / PATCH_SIDE
     y, x = (np.mgrid[0:PATCH_SIDE, 0:PATCH_SIDE] + 0.5) * step - PATCH_RADII
     templates = {}
     for shape in SHAPES:
         order = SYMMETRY[shape]
-        turns = np.arange(ORIENTATIONS if order else 1) * 2 * math.pi / (max(order, 1) * ORIENTATIONS)
+        turns = np.arange(ORIENTATIONS if order else 1) * math.tau / max(order, 1) / ORIENTATIONS
         # The size whose area is that of the unit disc, by counting a fine raster.
         fine = np.mgrid[-2:2:400j, -2:2:400j].astype(np.float32)
         area = float((signed_distance(shape, fine[1], fine[0], 1.0) < 0).mean()) * 16
@@ -280,29 +288,24 @@ def _templates() -> dict[str, Array]:
             cos, sin = math.cos(turn), math.sin(turn)
             u, v = (cos * x + sin * y).astype(np.float32), (cos * y - sin * x).astype(np.float32)
             soft = 0.5 - signed_distance(shape, u, v, size) / (2 * step)
-            rows.append(np.clip(soft, 0.0, 1.0).ravel())
+            outline = np.clip(soft, 0.0, 1.0).astype(np.float64)
+            rows += [_normal(ndimage.gaussian_filter(outline, blur)) for blur in TEMPLATE_BLURS]
         templates[shape] = np.asarray(rows, np.float64)
     return templates
 
 
 def _outline_scores(sighting: Sighting) -> dict[str, float]:
-    """Return for every shape the median over frames of its best overlap (soft IoU), 0 to 1."""
+    """Return for every shape the median over frames of its best correlation with the object."""
     step = 2 * PATCH_RADII / PATCH_SIDE
     offsets = (np.arange(PATCH_SIDE) + 0.5) * step - PATCH_RADII
     scores: dict[str, list[float]] = {name: [] for name in SHAPES}
-    for cover, (x, y), radius in zip(
-        sighting.cover, sighting.centres, sighting.radii, strict=True
-    ):
+    for cover, (x, y), radius in zip(sighting.cover, sighting.centres, sighting.radii, strict=True):
         rows = y - 0.5 + offsets * radius
         columns = x - 0.5 + offsets * radius
         grid = np.meshgrid(rows, columns, indexing="ij")
-        patch = ndimage.map_coordinates(cover, grid, order=1, mode="constant").ravel()
-        # Twice as steep around one half: the edge of the patch is as sharp as the templates'.
-        patch = np.clip((patch - 0.5) * 2 + 0.5, 0.0, 1.0)
+        patch = ndimage.map_coordinates(cover, grid, order=1, mode="constant")
         for name, rows_of in _templates().items():
-            both = np.minimum(patch, rows_of).sum(1)
-            either = np.maximum(patch, rows_of).sum(1)
-            scores[name].append(float((both / either).max()))
+            scores[name].append(float((rows_of @ _normal(patch)).max()))
     return {name: float(np.median(values)) for name, values in scores.items()}
 
 
