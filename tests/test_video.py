@@ -55,11 +55,12 @@ def test_decord_and_pyav_read_the_same_bytes_from_an_mp4(tmp_path: Path) -> None
 
 
 def test_the_same_frames_give_the_same_files(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        video.write_mp4(tmp_path / f"{name}.mp4", clip(), fps=8)
-        video.write_lossless(tmp_path / f"{name}.mkv", clip(), fps=8)
-    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
-    assert (tmp_path / "a.mkv").stat().st_size == (tmp_path / "b.mkv").stat().st_size
+    made = {".mp4": set[bytes](), ".mkv": set[bytes]()}
+    for _ in range(12):
+        for suffix, write in ((".mp4", video.write_mp4), (".mkv", video.write_lossless)):
+            write(tmp_path / f"a{suffix}", clip(width=64), fps=8)
+            made[suffix].add((tmp_path / f"a{suffix}").read_bytes())
+    assert {suffix: len(files) for suffix, files in made.items()} == {".mp4": 1, ".mkv": 1}
 
 
 def test_an_odd_height_is_refused_for_mp4(tmp_path: Path) -> None:
