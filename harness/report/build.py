@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from harness.errors import unknown_name
 from harness.report import columns as col
-from harness.report.entries import Entries
+from harness.report.entries import REFERENCE_DETAIL, Entries
 from harness.report.marks import mark_differences, mark_ranks
 from harness.report.provenance import Provenance
 from harness.report.table import ABSENT, Block, Entry, Line, Table
@@ -192,12 +192,15 @@ def _remarks(run: Run, values: Values, blocks: Sequence[Block]) -> list[str]:
         )
     if any(e.spread is not None for *_, e in every):
         found.append("latency: median ± interquartile range")
-    skipped = {
-        r.metric: r.detail
-        for metric in values.metrics()
-        for r in values.of_metric(metric)
-        if r.status is Status.SKIPPED and r.detail != "reference"
-    }
-    shown = {c.metric for b in blocks for c in b.columns}
-    found += [f"{m} skipped: {why}" for m, why in sorted(skipped.items()) if m not in shown]
+    found += _skipped(values, {c.metric for b in blocks for c in b.columns})
     return found + [f"warning: {note}" for note in run.provenance.get("notes", ())]
+
+
+def _skipped(values: Values, shown: set[str]) -> list[str]:
+    """Metrics without a column, one line for each reason they were skipped for."""
+    reasons: dict[str, list[str]] = {}
+    for metric in values.metrics():
+        why = {r.detail for r in values.of_metric(metric) if r.status is Status.SKIPPED}
+        for reason in sorted(why - {REFERENCE_DETAIL}) if metric not in shown else ():
+            reasons.setdefault(reason, []).append(metric)
+    return [f"{', '.join(metrics)} skipped: {reason}" for reason, metrics in reasons.items()]

@@ -97,9 +97,10 @@ def _draw(
     }
     grid = _grid_for(next(iter(strips.values())), [texts.get(p, p) for p in prompts])
     cells = run.cells
-    footer = [note, *Provenance.of(run).lines()]
     row = grid.place[1] + _GAP
     width = grid.left(len(prompts)) + _GAP
+    texts_below = (_wrap(line, width - 2 * _GAP) for line in [note, *Provenance.of(run).lines()])
+    footer = [line for text in texts_below for line in text.splitlines()]
     height = grid.caption + row * len(cells) + (_FONT + 4) * len(footer) + 3 * _GAP
     sheet = Image.new("RGB", (width, height), _PAPER)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from harness.records import CellOutcome
     from harness.report.columns import Column
 
-_REFERENCE_DETAIL = "reference"  # detail of fp's own fidelity records
+REFERENCE_DETAIL = "reference"  # detail of fp's own fidelity records
 
 
 class Entries:
@@ -53,7 +53,7 @@ class Entries:
         found = []
         trouble = self.values.trouble(cell.id, column.metric)
         wanted = self._prompts.get(column.metric, 0)
-        if trouble is not None and trouble.detail != _REFERENCE_DETAIL:
+        if trouble is not None and trouble.detail != REFERENCE_DETAIL:
             why = f"{column.metric} of {cell.label} {cell.bits}: {trouble.status}"
             found.append(f"{why}: {trouble.detail}" if trouble.detail else why)
         elif column.kind in (col.MEAN, col.DELTA) and 0 < entry.n < wanted:
@@ -67,8 +67,8 @@ class Entries:
         trouble = self.values.trouble(cell.id, column.metric)
         if trouble is None:
             return Entry()
-        if trouble.detail == _REFERENCE_DETAIL:
-            return Entry(text=_REFERENCE_DETAIL)
+        if trouble.detail == REFERENCE_DETAIL:
+            return Entry(text=REFERENCE_DETAIL)
         return Entry(text=str(trouble.status))
 
     def _delta(self, cell: CellOutcome, column: Column) -> Entry:
