@@ -22,7 +22,6 @@ from harness.errors import HarnessError
 if TYPE_CHECKING:
     import torch
 
-VERSION = 1
 PSNR_CAP_DB = 100.0  # identical frames have no finite PSNR; the cap keeps their mean defined
 _PEAK = 255.0
 _BATCH = 4  # frames at a time: SSIM holds five filtered copies of each
