@@ -193,7 +193,9 @@ def _remarks(run: Run, values: Values, blocks: Sequence[Block]) -> list[str]:
     if any(e.spread is not None for *_, e in every):
         found.append("latency: median ± interquartile range")
     found += _skipped(values, {c.metric for b in blocks for c in b.columns})
-    return found + [f"warning: {note}" for note in run.provenance.get("notes", ())]
+    # What went wrong beside the rows, as the run left it: measuring failed, the machine was busy.
+    told = [*run.provenance.get("failures", ()), *run.provenance.get("warnings", ())]
+    return found + [f"warning: {text}" for text in told]
 
 
 def _skipped(values: Values, shown: set[str]) -> list[str]:

@@ -192,9 +192,9 @@ def test_what_a_failed_row_scored_before_it_failed_is_no_result(tmp_path):
 
 def test_warnings_of_the_run_stand_under_the_table(tmp_path):
     run = make_run(tmp_path)
-    noted = run.provenance | {"notes": ["the machine was busy"]}
+    noted = run.provenance | {"failures": ["measuring: oom"], "warnings": ["busy machine"]}
     remarks = build_table(dataclasses.replace(run, provenance=noted)).remarks
-    assert remarks[-1] == "warning: the machine was busy"
+    assert remarks[-2:] == ("warning: measuring: oom", "warning: busy machine")
 
 
 def test_missing_prompts_are_told_in_a_footnote(tmp_path):
