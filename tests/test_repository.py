@@ -69,6 +69,21 @@ def test_the_readmes_experiment_file_can_be_planned():
         resolve_options(load_method(row.method.name), dict(row.method.options))
 
 
+@pytest.mark.parametrize("path", sorted(ROOT.glob("experiments/*.toml")), ids=lambda p: p.name)
+def test_every_experiment_file_names_known_methods_and_options(path):
+    from harness.config import Flags, resolve
+    from harness.experiment_file import load_file
+    from harness.registry import load_method, resolve_options
+
+    experiment = resolve(load_file(path), Flags())
+    seen = set()
+    for row in experiment.rows:
+        options = resolve_options(load_method(row.method.name), dict(row.method.options))
+        variant = (row.method.name, options, row.method.calibration_seed, row.bits)
+        assert variant not in seen, f"{row.method.label} repeats another row"
+        seen.add(variant)
+
+
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])
 def test_links_between_pages_lead_somewhere(page):
     text = (ROOT / page).read_text(encoding="utf-8")
