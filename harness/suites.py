@@ -117,6 +117,7 @@ def _load_own(path: Path, role: str) -> PromptSuite:
     readers = {".txt": _read_txt, ".csv": _read_csv, ".jsonl": _read_jsonl}
     try:
         rows = readers[path.suffix](path)
+        prompts = tuple(_prompt(row, f"{path.stem}-{i:03d}") for i, row in enumerate(rows))
     except FileNotFoundError as cause:
         raise UsageError(f"there is no prompt file '{path}'", "check the path") from cause
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as cause:
@@ -124,18 +125,21 @@ def _load_own(path: Path, role: str) -> PromptSuite:
             f"prompt file '{path}' cannot be read ({cause.__class__.__name__}: {cause})",
             ".txt: a prompt a line; .csv: a column 'prompt'; .jsonl: a field 'text'",
         ) from cause
-    prompts = tuple(
-        Prompt(
-            id=str(row.get("id") or f"{path.stem}-{i:03d}"),
-            text=row["text"],
-            tags=tuple(sorted((str(k), str(v)) for k, v in (row.get("tags") or {}).items())),
-        )
-        for i, row in enumerate(rows)
-    )
     _check_prompts(path, prompts)
     digest = prompts_digest(prompts)
     return PromptSuite(
         name=path.stem, version=USER_VERSION, role=role, prompts=prompts, digest=digest
+    )
+
+
+def _prompt(row: dict[str, Any], default_id: str) -> Prompt:
+    tags = row.get("tags") or {}
+    if not isinstance(row["text"], str):
+        raise TypeError("the text is no text")
+    return Prompt(
+        id=str(row.get("id") or default_id),
+        text=row["text"],
+        tags=tuple(sorted((str(name), str(value)) for name, value in tags.items())),
     )
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MP4_CODEC = "libx264"
-# With its lookahead, x264 (core 165, AVX-512) coded the same frames to different bytes in one of four
+# With its lookahead, x264 (core 165, AVX-512) coded the same frames to other bytes in one of four
 # calls; without it 200 of 200 were equal. VBench reads these files, so they must repeat.
 MP4_OPTIONS = {
     "crf": "12",

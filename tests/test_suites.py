@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness.errors import HarnessError, UsageError
+from harness.keys import file_digest
+from harness.suites import bundled, load_suite, normalised, refuse_overlap
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_every_bundled_suite_has_the_digest_it_states() -> None:
+    assert set(bundled()) >= {"shapes-eval", "shapes-calib"}
+    for name, row in bundled().items():
+        assert load_suite(name, role=row.role).prompts
+
+
+def test_bundled_evaluation_and_calibration_prompts_are_disjoint() -> None:
+    refuse_overlap(load_suite("shapes-eval"), load_suite("shapes-calib", role="calibration"))
+
+
+def test_the_digest_is_of_the_prompts_that_are_used() -> None:
+    whole, part = load_suite("shapes-eval"), load_suite("shapes-eval", limit=3)
+    assert part.prompts == whole.prompts[:3]
+    assert part.digest != whole.digest
+
+
+def test_a_changed_bundled_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"id": "a", "text": "one"}) + "\n")
+    row = {"name": "a", "file": "a.jsonl", "version": 1, "role": "eval"}
+    lines = [f'{key} = "{value}"' for key, value in row.items() if key != "version"]
+    text = "\n".join(["[[suite]]", *lines, "version = 1"])
+    text += f'\nsha256 = "{file_digest(tmp_path / "a.jsonl")}"\n'
+    (tmp_path / "suites.toml").write_text(text)
+    assert load_suite("a", folder=tmp_path).prompts[0].text == "one"
+    (tmp_path / "a.jsonl").write_text(json.dumps({"id": "a", "text": "two"}) + "\n")
+    with pytest.raises(HarnessError, match="is not the released one"):
+        load_suite("a", folder=tmp_path)
+
+
+def test_a_text_file_has_a_prompt_a_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("a cat\n\n  a dog  \n")
+    suite = load_suite(str(tmp_path / "mine.txt"))
+    assert [(p.id, p.text) for p in suite.prompts] == [("mine-000", "a cat"), ("mine-001", "a dog")]
+    assert suite.name == "mine"
+
+
+@pytest.mark.parametrize("head", ["prompt", "text", "Prompt"])
+def test_a_csv_file_has_a_column_of_prompts(tmp_path: Path, head: str) -> None:
+    (tmp_path / "mine.csv").write_text(f'id,{head}\nx,"a cat, sitting"\ny,a dog\n')
+    suite = load_suite(str(tmp_path / "mine.csv"))
+    assert [(p.id, p.text) for p in suite.prompts] == [("x", "a cat, sitting"), ("y", "a dog")]
+
+
+def test_a_jsonl_file_keeps_ids_and_tags(tmp_path: Path) -> None:
+    row = {"id": "q", "text": "a cat", "tags": {"b": "2", "a": "1"}}
+    (tmp_path / "mine.jsonl").write_text(json.dumps(row) + "\n")
+    (prompt,) = load_suite(str(tmp_path / "mine.jsonl")).prompts
+    assert (prompt.id, prompt.text, prompt.tags) == ("q", "a cat", (("a", "1"), ("b", "2")))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "\n\n", "holds no prompts"),
+        ("a.csv", "title\nx\n", "no column"),
+        ("a.jsonl", "{not json", "cannot be read"),
+        ("a.jsonl", '{"id": "x"}', "KeyError"),
+        ("a.jsonl", "[1]", "cannot be read"),
+        ("a.jsonl", '{"id":"x","text":"a"}\n{"id":"x","text":"b"}', "the id 'x' twice"),
+        ("a.jsonl", '{"id":"../x","text":"a"}', "cannot name a file"),
+    ],
+)
+def test_a_file_without_usable_prompts_says_why(
+    tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UsageError, match=message):
+        load_suite(str(tmp_path / name))
+
+
+def test_an_unknown_suite_names_the_nearest_and_a_missing_file_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_suite("shapes-evl")
+    assert "did you mean shapes-eval?" in caught.value.hint
+    with pytest.raises(UsageError, match="there is no prompt file"):
+        load_suite(str(tmp_path / "absent.txt"))
+
+
+def test_a_suite_of_the_other_role_is_refused() -> None:
+    with pytest.raises(UsageError, match="is for calibration, not for eval"):
+        load_suite("shapes-calib")
+
+
+def test_an_overlap_is_found_whatever_case_and_punctuation(tmp_path: Path) -> None:
+    (tmp_path / "eval.txt").write_text("a red  Circle.\nb\n")
+    (tmp_path / "fit.txt").write_text("A red circle\n")
+    assert normalised("A  red, Circle!") == "a red circle"
+    with pytest.raises(UsageError, match="shares 1 prompts"):
+        refuse_overlap(
+            load_suite(str(tmp_path / "eval.txt")),
+            load_suite(str(tmp_path / "fit.txt"), role="calibration"),
+        )
