@@ -17,7 +17,7 @@ from harness.keys import (
 )
 from harness.models.table import model_spec
 from harness.provenance import Device, cohort, cores, find_device
-from harness.registry import MethodFacts, describe
+from harness.registry import MethodFacts, describe, find_method
 from harness.stages.measure import CLIPS, ROUNDS, protocol
 from harness.suites import load_suite, refuse_overlap
 from harness.task import Keyed, MeasuredRow, MeasureTask, PoolTask
@@ -85,6 +85,8 @@ def make_plan(experiment: Experiment, store: Store) -> Plan:
     models = tuple(model_spec(name) for name in experiment.models)
     if len({model.name for model in models}) != len(models):
         raise UsageError("two models have the same name", "rename one of the folders")
+    for row in experiment.rows:
+        find_method(row.method.name)  # all names before any method, which may import torch
     rows = [(m, row, _facts(row, m, store)) for m in models for row in experiment.rows]
     calibration = None
     if any(facts.needs_calibration for _, _, facts in rows):
