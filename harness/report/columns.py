@@ -79,7 +79,7 @@ class Column:
         shown = value * self.scale
         sign = "+" if self.kind == DELTA and round(shown, digits) > 0 else ""
         if self.significant:
-            return f"{sign}{shown:.{digits}g}"
+            return f"{sign}{shown:#.{digits}g}".rstrip(".")
         if round(shown, digits) == 0:
             shown = 0.0  # no minus zero
         return f"{sign}{shown:.{digits}f}"

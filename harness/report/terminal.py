@@ -9,12 +9,13 @@ from rich.measure import Measurement
 from rich.table import Table as Grid
 from rich.text import Text
 
-from harness.report.columns import DELTA
+from harness.report.columns import DELTA, Column
 from harness.report.table import ABSENT, BEST, DIFFERS, SECOND, Block, Line, Parts, Table, parts
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+Columns = tuple[tuple[int, Column], ...]
 SHORT = {"simulated": "sim.", "reference": "ref."}  # where the terminal is narrow
 _STYLES = {BEST: "bold", SECOND: "underline"}
 
@@ -23,20 +24,35 @@ def print_table(table: Table, console: Console) -> None:
     """Print all blocks, the footnotes and the provenance.
 
     A terminal too narrow for intervals and spreads gets the table without them (they are in the
-    CSV); output that is not a terminal is as wide as the table needs.
+    CSV), and one too narrow even for that gets a block in several pieces; output that is not a
+    terminal is as wide as the table needs.
     """
     model = ""
     for block in table.blocks:
         if block.model != model:
             model = block.model
             console.print(Text(model, style="bold"))
-        grid = _grid(block, compact=False)
-        if _width(grid, console) > console.width and console.is_terminal:
-            grid = _grid(block, compact=True)
-        print_whole(grid, console)
-        console.print()
+        for grid in _fitting(block, console):
+            print_whole(grid, console)
+            console.print()
     for line in footer(table):
         console.print(Text(line, style="dim"), soft_wrap=not console.is_terminal)
+
+
+def _fitting(block: Block, console: Console) -> list[Grid]:
+    """The block in the fullest form that the terminal has room for."""
+    columns = block.visible()
+    whole = _grid(block, columns, compact=False)
+    if not console.is_terminal or _width(whole, console) <= console.width:
+        return [whole]
+    pieces = [columns[:1]]
+    for column in columns[1:]:
+        wider = (*pieces[-1], column)
+        if _width(_grid(block, wider, compact=True), console) <= console.width:
+            pieces[-1] = wider
+        else:
+            pieces.append((column,))
+    return [_grid(block, piece, compact=True) for piece in pieces]
 
 
 def print_whole(grid: Grid, console: Console) -> None:
@@ -62,7 +78,7 @@ def footer(table: Table) -> list[str]:
     return [*notes, *table.remarks, *table.provenance.lines()]
 
 
-def _grid(block: Block, *, compact: bool) -> Grid:
+def _grid(block: Block, columns: Columns, *, compact: bool) -> Grid:
     """One block as a rich table, a rule between widths."""
     grid = Grid(
         box=box.SIMPLE_HEAD,
@@ -76,20 +92,20 @@ def _grid(block: Block, *, compact: bool) -> Grid:
     )
     grid.add_column("method", no_wrap=True)
     grid.add_column("bits", no_wrap=True)
-    for _, column in block.visible():
+    for _, column in columns:
         arrow = "" if column.kind == DELTA else column.head.removeprefix(column.title)
         grid.add_column(column.title + arrow, justify="right", no_wrap=True)
     for group in block.groups():
         for line in group:
-            grid.add_row(*_cells(block, line, compact), end_section=line is group[-1])
+            grid.add_row(*_cells(columns, line, compact), end_section=line is group[-1])
     return grid
 
 
-def _cells(block: Block, line: Line, compact: bool) -> list[Text]:
+def _cells(columns: Columns, line: Line, compact: bool) -> list[Text]:
     """Texts of a row; the label is never read as markup."""
     bits = ABSENT if line.unquantized else line.bits
     found = [Text(line.label), Text(bits)]
-    for i, column in block.visible():
+    for i, column in columns:
         found.append(_text(parts(column, line.entries[i]), compact))
     return found
 

@@ -57,11 +57,18 @@ def test_the_latex_table_keeps_its_shape(table, snapshot):
     assert latex(table) == snapshot
 
 
-@pytest.mark.parametrize("width", [100, 110, 120])
-def test_no_value_is_cut_off_at_usual_widths(table, width):
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 110, 120])
+def test_no_value_is_cut_off_at_any_width(table, width):
     text = printed(table, width)
     assert "…" not in text
     assert max(len(line) for line in text.splitlines()) <= width
+
+
+def test_a_very_narrow_terminal_gets_every_column_in_pieces(table):
+    text = printed(table, 60)
+    for head in ("PSNR", "peak", "motion"):
+        assert head in text
+    assert text.count("cost") > 1
 
 
 def test_intervals_go_before_numbers_do_when_the_terminal_is_narrow(table):

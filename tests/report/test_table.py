@@ -315,6 +315,16 @@ def test_every_number_in_the_table_is_finite(tmp_path):
                 assert all(v is None or math.isfinite(v) for v in (e.value, e.low, e.high))
 
 
+def test_significant_digits_keep_their_zeros():
+    error = next(c for c in col.CATALOGUE if c.metric == "latent_error")
+    assert [error.number(v) for v in (0.004, 0.0126, 123.4, 2e-10)] == [
+        "0.00400",
+        "0.0126",
+        "123",
+        "2.00e-10",
+    ]
+
+
 def test_numbers_are_never_minus_zero_and_differences_carry_a_sign():
     points = next(c for c in col.CATALOGUE if c.kind == col.DELTA)
     assert points.number(-0.00001) == "0.0"
