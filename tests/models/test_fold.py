@@ -47,7 +47,9 @@ def inputs_of(block: nn.Module, name: str) -> Tensor:
 def test_a_fold_divides_the_input_and_keeps_the_function(block: nn.Module, name: str) -> None:
     group = next(g for g in FAMILY.groups(block) if g.name == name)
     before, seen = run(block), inputs_of(block, group.linears[0])
-    scale = torch.rand(32, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 9 + 0.1
+    scale = (
+        torch.rand(32, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 9 + 0.1
+    )
     fold_scale_(block, group, scale)
     torch.testing.assert_close(run(block), before, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(inputs_of(block, group.linears[0]), seen / scale)
