@@ -79,6 +79,8 @@ def main(arguments: list[str] | None = None) -> None:
         result = cli.main(
             given, prog_name="harness", standalone_mode=False, auto_envvar_prefix="HARNESS"
         )
+    except SystemExit:  # click ends so when the reader of our output went away (`| head`)
+        raise
     except BaseException as error:
         # Usage errors come with no surprise; a traceback is for what went wrong inside.
         if debug and not isinstance(error, (click.ClickException, click.exceptions.Exit)):
@@ -92,8 +94,7 @@ def report_error(error: BaseException) -> int:
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
-        text = str(error) or "interrupted"
-        print(text, file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return INTERRUPTED
     if isinstance(error, BrokenPipeError):
         # The reader went away (`| head`); Python would complain again at exit.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from harness.errors import HarnessError
 from harness.spec import Status
 
 if TYPE_CHECKING:
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 
 SOME_FAILED = 1
 _Command = TypeVar("_Command", bound="Callable[..., Any] | click.Command")
+
+
+class InterruptedRunError(HarnessError):
+    """Somebody stopped the run."""
+
+    exit_code = 130
 
 
 class CommaList(click.ParamType[tuple[Any, ...]]):
@@ -119,9 +126,9 @@ def _execute(prepared: Prepared, store: Any, console: Any) -> int:
             done = execute(prepared, store, monitor, ["harness", *sys.argv[1:]])
     except KeyboardInterrupt:
         kept = sum(r["event"] == "published" for r in store.journal()[published:])
-        raise KeyboardInterrupt(
-            f"interrupted: the workers are stopped and the {kept} results they published are kept\n"
-            "hint: the same command goes on from there"
+        raise InterruptedRunError(
+            f"interrupted; the workers are stopped, the {kept} results they published are kept",
+            "the same command goes on from there",
         ) from None
     render_run(prepared.folder, console)
     for text in [*done.provenance["failures"], *done.provenance["warnings"]]:
