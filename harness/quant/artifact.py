@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
@@ -25,6 +25,9 @@ from harness.quant.activation import ActivationSpec
 from harness.quant.grid import Affine
 from harness.quant.linear import QuantLinear, WeightSpec
 from harness.quant.pack import pack, unpack
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 SCHEMA = 1
 MANIFEST = "artifact.json"
@@ -89,6 +92,23 @@ def load_artifact_(transformer: nn.Module, folder: Path) -> dict[str, Any]:
         raise _mismatch(folder, f"differs in {sorted(expected ^ set(kept))[:3]}")
     transformer.load_state_dict(kept, strict=False)
     return manifest
+
+
+def load_quantized(pipeline: DiffusionPipeline, artifact: str | Path) -> DiffusionPipeline:
+    """Put an artifact into a diffusers pipeline, in place: all that a user of the model needs.
+
+    Args:
+        pipeline: The full-precision pipeline the artifact was made from.
+        artifact: Artifact folder.
+
+    Returns:
+        The same pipeline, its denoiser quantized.
+
+    Raises:
+        HarnessError: The folder is no artifact, or belongs to another model.
+    """
+    load_artifact_(pipeline.transformer, Path(artifact))
+    return pipeline
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
