@@ -144,7 +144,6 @@ class Collector:
             clip = self.store.find("clip", wanted.clip.key)
             if clip is None:
                 continue  # the cell's own status says why
-            self.store.touch(clip)
             reference = self.store.find("clip", wanted.reference) if wanted.reference else None
             for name in planned.task.scorers:
                 yield from self._scores(planned, wanted, name, clip, reference)
@@ -179,7 +178,6 @@ class Collector:
         entry = self.store.find("artifact", wanted.key) if wanted else None
         if entry is None:
             return
-        self.store.touch(entry)
         values = report_values(entry.json(REPORT_FILE))
         for metric, value in values.items():
             yield self._record(planned, metric, value, key=entry.key, at=entry.manifest["at"])
@@ -189,7 +187,6 @@ class Collector:
         entry = self.store.find("measure", key) if key else None
         if entry is None:
             return
-        self.store.touch(entry)
         artifact = planned.task.artifact
         detail = ""
         if artifact is not None and (made := self.store.find("artifact", artifact.key)):

@@ -1,6 +1,6 @@
 """The plan: which cells an experiment has, what the store holds of them, what is left to make.
 
-Planning reads the store and changes nothing in it but moving damaged entries away.
+Planning reads the store; all it changes there is to move damaged entries away.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class Run:
 
 def write_run(run: Run) -> None:
     """Write ``run.json`` and ``records.jsonl``, each replaced in one step."""
-    from harness.store import replace_file
+    from harness.durable import replace_file
 
     head = {
         "schema": SCHEMA,

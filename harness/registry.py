@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.bits import BitSpec
+from harness.durable import replace_file
 from harness.errors import HarnessError, UsageError, unknown_name
 from harness.keys import digest, file_digest, plain
-from harness.store import replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.collect import Collector, Ending, copy_out, outcome, timing_warnings
+from harness.durable import probe_folder
 from harness.errors import InfraError
 from harness.estimate import Estimate, check_space, estimate
 from harness.executors.base import Ended, Event, Executor
@@ -18,7 +19,7 @@ from harness.plan import Plan, make_plan, measure_task
 from harness.provenance import cores, provenance
 from harness.records import Run, write_run
 from harness.spec import Record, Status
-from harness.store import Store, probe_folder
+from harness.store import Store
 
 if TYPE_CHECKING:
     from harness.cells import PlannedCell

@@ -21,7 +21,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import InfraError
+from harness.durable import fsync_path, probe_folder
+from harness.durable import replace_file as replace_file
 from harness.keys import canonical, digest, file_digest
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ MANIFEST = "manifest.json"
 JOURNAL = "journal.jsonl"
 MANIFEST_SCHEMA = 1
 STALE_TMP_S = 86_400.0
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def home() -> Path:
@@ -42,30 +42,6 @@ def home() -> Path:
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("vdit-quant-harness"))
-
-
-def fsync_path(path: Path) -> None:
-    """Force a file's or folder's content to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old text or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    fsync_path(path.parent)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,13 +114,10 @@ class Store:
             self._quarantine(kind, key, broken)
             return None
         entry = Entry(kind=kind, key=key, folder=folder, manifest=manifest)
+        with contextlib.suppress(OSError):  # the time of last use, for `harness gc --older-than`
+            os.utime(folder)
         self._checked[kind, key] = (stamp, entry)
         return entry
-
-    def touch(self, entry: Entry) -> None:
-        """Remember that an entry was used, for ``harness gc --older-than``."""
-        with contextlib.suppress(OSError):
-            os.utime(entry.folder)
 
     @contextlib.contextmanager
     def build(
@@ -272,20 +245,6 @@ class Store:
             InfraError: The store cannot be written.
         """
         probe_folder(self.root / "tmp", "set HARNESS_HOME to a folder you can write")
-
-
-def probe_folder(folder: Path, hint: str) -> None:
-    """Make a folder and prove that files can be written and forced to disk in it.
-
-    Raises:
-        InfraError: They cannot.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / ".probe", "probe\n")
-        (folder / ".probe").unlink()
-    except OSError as cause:
-        raise InfraError(f"'{folder}' cannot be written: {cause.strerror}", hint) from cause
 
 
 def now() -> str:

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from harness.durable import DISK_FULL
 from harness.errors import HarnessError
 from harness.executors.lifeline import die_with
 from harness.spec import Status
-from harness.store import DISK_FULL, Store
+from harness.store import Store
 from harness.task import CellTask, Job, MeasureTask, PoolTask
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -153,6 +154,16 @@ def test_an_output_folder_that_cannot_be_written_is_found_before_any_work(place:
     (place / "file").write_text("")
     with pytest.raises(InfraError, match="cannot be written"):
         fake_run(flags(place, TOY, out=place / "file" / "out"))
+    assert published("clip") == []
+
+
+def test_a_disk_that_is_too_small_is_found_before_any_work(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(place)._replace(free=1000)
+    monkeypatch.setattr("harness.estimate.shutil.disk_usage", lambda folder: usage)
+    with pytest.raises(InfraError, match="MB free, the run may need"):
+        fake_run(flags(place, TOY))
     assert published("clip") == []
 
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.durable import probe_folder, replace_file
 from harness.errors import InfraError
 from harness.keys import digest
-from harness.store import MANIFEST, Store, probe_folder, replace_file
+from harness.store import MANIFEST, Store
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -175,10 +176,11 @@ def test_leftovers_of_dead_processes_are_stale_those_of_living_ones_are_not(
     tmp_path: Path,
 ) -> None:
     code = (
-        "import sys, os, pathlib; from harness.keys import digest; from harness.store import Store\n"
-        "with Store(pathlib.Path(sys.argv[1])).build('clip', digest(1), 1) as f: os._exit(0)"
+        "import sys, os, pathlib\n"
+        "from harness.keys import digest; from harness.store import Store\n"
+        "one = {'n': 1}\n"
+        "with Store(pathlib.Path(sys.argv[1])).build('clip', digest(one), one): os._exit(0)"
     )
-    code = code.replace("digest(1), 1", "digest({'n': 1}), {'n': 1}")
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
     store = Store(tmp_path)
     assert len(store.stale()) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
@@ -33,6 +34,9 @@ _STAGES = {
 }
 
 
+_LINE_INTERVAL_S = 60.0
+
+
 class ProgressMonitor:
     """Shows a run while it works; on stderr, so that stdout is the table alone.
 
@@ -45,7 +49,7 @@ class ProgressMonitor:
         self.work_s = prepared.guess.work_s
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(),
@@ -58,6 +62,7 @@ class ProgressMonitor:
         self._bars: dict[str, TaskID] = {}
         self._shares: dict[str, float] = {}
         self._overall: TaskID | None = None
+        self._said: dict[str, float] = {}
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -82,6 +87,8 @@ class ProgressMonitor:
         share = start + (end - start) * min(1.0, float(event.facts["fraction"]))
         self._shares[event.task] = max(share, self._shares.get(event.task, 0.0))
         text = f"{event.task}: {stage}, {event.facts['text']}"
+        if not self.console.is_terminal:
+            self._say_now_and_then(event.task, f"{text} ({share:.0%})")
         self._progress.update(
             self._bars[event.task], completed=self._shares[event.task], description=text
         )
@@ -107,8 +114,15 @@ class ProgressMonitor:
             done = sum(self._shares.get(name, 0.0) * s for name, s in self.work_s.items())
             self._progress.update(self._overall, completed=done)
 
+    def _say_now_and_then(self, task: str, text: str) -> None:
+        """A line a minute for each worker: enough for a log to show that it lives."""
+        last = self._said.setdefault(task, time.monotonic())
+        if time.monotonic() - last >= _LINE_INTERVAL_S:
+            self._said[task] = time.monotonic()
+            self._say(text)
+
     def _say(self, text: str) -> None:
         if self.console.is_terminal:
-            self._progress.console.print(text, highlight=False, soft_wrap=True)
+            self._progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
         else:
             print(text, file=sys.stderr, flush=True)

@@ -106,7 +106,9 @@ def run(config: Path | None, dry_run: bool, no_baselines: bool, **flags: Any) ->
     store = Store()
     prepared = prepare(experiment, store)
     console = Console()
-    console.print(plan_line(prepared.plan, prepared.guess), highlight=False, soft_wrap=True)
+    console.print(
+        plan_line(prepared.plan, prepared.guess), highlight=False, markup=False, soft_wrap=True
+    )
     if dry_run:
         _print_plan(console, prepared, store)
         return 0
@@ -132,8 +134,8 @@ def _execute(prepared: Prepared, store: Any, console: Any) -> int:
         ) from None
     render_run(prepared.folder, console)
     for text in [*done.provenance["failures"], *done.provenance["warnings"]]:
-        console.print(f"warning: {text}", highlight=False, soft_wrap=True)
-    console.print(str(prepared.folder), highlight=False, soft_wrap=True)
+        console.print(f"warning: {text}", highlight=False, markup=False, soft_wrap=True)
+    console.print(str(prepared.folder), highlight=False, markup=False, soft_wrap=True)
     fine = (Status.OK, Status.UNSUPPORTED)
     failed = any(cell.status not in fine for cell in done.cells) or done.provenance["failures"]
     return SOME_FAILED if failed else 0
@@ -165,4 +167,4 @@ def _print_plan(console: Any, prepared: Prepared, store: Any) -> None:
         f"run folder: {prepared.folder}",
     ]
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -87,10 +87,10 @@ def _check(artifact: Path, model: str, bits: str) -> None:
     from harness.bits import BitSpec
     from harness.models.load import load_pipeline
     from harness.models.table import model_spec
-    from harness.stages import verify as stage
+    from harness.stages.verify import verify as check
 
     if not (artifact / ARTIFACT).is_file():
         raise HarnessError(f"'{artifact}' is gone from the store", "run the experiment again")
     spec = model_spec(model)
     pipeline = load_pipeline(spec, device="cpu", dtype=spec.gen.dtype)
-    stage.verify(pipeline, artifact, family=spec.family, bits=BitSpec.parse(bits), fresh=False)
+    check(pipeline, artifact, family=spec.family, bits=BitSpec.parse(bits), fresh=False)

@@ -1,0 +1,53 @@
+"""Writing files so that a crash leaves the old text or the new one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from typing import TYPE_CHECKING
+
+from harness.errors import InfraError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def fsync_path(path: Path) -> None:
+    """Force a file's or folder's content to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old text or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_path(path.parent)
+
+
+def probe_folder(folder: Path, hint: str) -> None:
+    """Make a folder and prove that files can be written and forced to disk in it.
+
+    Raises:
+        InfraError: They cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(folder / ".probe", "probe\n")
+        (folder / ".probe").unlink()
+    except OSError as cause:
+        raise InfraError(f"'{folder}' cannot be written: {cause.strerror}", hint) from cause
