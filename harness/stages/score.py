@@ -34,14 +34,14 @@ class Scorer:
     """A group of metrics that are computed together.
 
     Attributes:
-        module: Where it is implemented; its source is part of every score's key.
+        modules: Where it is implemented; their sources are part of every score's key.
         packages: Libraries it computes with; their versions are part of every score's key.
         paired: Whether it compares with the unquantized clip of the same prompt and seed.
         metrics: Names of its values.
     """
 
     name: str
-    module: str
+    modules: tuple[str, ...]
     packages: tuple[str, ...]
     paired: bool
     metrics: tuple[str, ...]
@@ -55,21 +55,21 @@ SCORERS = {
     for scorer in (
         Scorer(
             name="fidelity",
-            module="harness.metrics.fidelity",
+            modules=("harness.metrics.fidelity",),
             packages=("torch", "torchmetrics"),
             paired=True,
             metrics=("psnr_db", "ssim", "latent_cosine", "latent_error"),
         ),
         Scorer(
             name="lpips",
-            module="harness.metrics.fidelity",
+            modules=("harness.metrics.fidelity",),
             packages=("torch", "torchmetrics", "torchvision"),
             paired=True,
             metrics=("lpips",),
         ),
         Scorer(
             name="oracle",
-            module="harness.metrics.oracle",
+            modules=("harness.metrics.oracle", "harness.models.shapes.world"),
             packages=("numpy", "scipy"),
             paired=False,
             metrics=tuple(
@@ -114,7 +114,7 @@ def score_key(scorer: Scorer, prompt: Prompt, clip: Entry, reference: Entry | No
         clip=_content(clip),
         reference=_content(reference) if paired and reference is not None else "",
         scorer=scorer.name,
-        version=_source(scorer.module),
+        version=digest([_source(module) for module in scorer.modules]),
         asked={} if scorer.paired else dict(prompt.tags),
         environment={name: package_version(name) for name in scorer.packages},
     )
