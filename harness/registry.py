@@ -7,6 +7,7 @@ importing torch.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import importlib.util
@@ -151,8 +152,10 @@ def describe(
             if (answer := method.supports(family, BitSpec.parse(width))) is not None
         },
     )
-    cache.mkdir(parents=True, exist_ok=True)
-    replace_file(path, json.dumps(plain(facts)))
+    # A store that cannot be written is said by the check before the work; planning can go on.
+    with contextlib.suppress(OSError):
+        cache.mkdir(parents=True, exist_ok=True)
+        replace_file(path, json.dumps(plain(facts)))
     return facts
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from harness.executors.base import Ended, Event
     from harness.run import Prepared
 
-# Share of a cell's bar that each stage fills, for a cell that has them all; quantizing dominates.
+# Share of a worker's bar that each stage fills; in a cell that quantizes, that takes longest.
 _STAGES = {
     "record": (0.0, 1.0),
     "quantize": (0.0, 0.6),
@@ -32,6 +32,7 @@ _STAGES = {
     "score": (0.95, 1.0),
     "measure": (0.0, 1.0),
 }
+_STAGES_WITHOUT_QUANTIZING = {"generate": (0.0, 0.93), "score": (0.93, 1.0)}
 
 
 _LINE_INTERVAL_S = 60.0
@@ -47,6 +48,7 @@ class ProgressMonitor:
     def __init__(self, prepared: Prepared) -> None:
         self.console = Console(stderr=True)
         self.work_s = prepared.guess.work_s
+        self._quantizing = {c.cell.id for c in prepared.plan.cells if c.needs_quantizing}
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
@@ -83,7 +85,8 @@ class ProgressMonitor:
         if event.name != "progress":
             return
         stage = str(event.facts["stage"])
-        start, end = _STAGES[stage]
+        stages = _STAGES if event.task in self._quantizing else _STAGES_WITHOUT_QUANTIZING
+        start, end = stages.get(stage, _STAGES[stage])
         share = start + (end - start) * min(1.0, float(event.facts["fraction"]))
         self._shares[event.task] = max(share, self._shares.get(event.task, 0.0))
         text = f"{event.task}: {stage}, {event.facts['text']}"

@@ -28,6 +28,7 @@ _SIGNALS = {s.value: s.name for s in signal.Signals}
 class _Process:
     task: str
     popen: subprocess.Popen[bytes]
+    job: Path
     log: Path
     started: float
     oom_kills: int
@@ -74,7 +75,8 @@ class LocalExecutor:
             parent=os.getpid(),
         )
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{task.id}.json"
+        # Two runs may share a folder, and a worker believes what its job says about its parent.
+        path = self.folder / f"{task.id}.{os.getpid()}.json"
         path.write_text(job.to_json(), encoding="utf-8")
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as stderr:
@@ -87,7 +89,12 @@ class LocalExecutor:
                 start_new_session=True,
             )
         process = _Process(
-            task=task.id, popen=popen, log=log, started=time.monotonic(), oom_kills=_oom_kills()
+            task=task.id,
+            popen=popen,
+            job=path,
+            log=log,
+            started=time.monotonic(),
+            oom_kills=_oom_kills(),
         )
         self._running[task.id] = process
         assert popen.stdout is not None
@@ -120,6 +127,7 @@ class LocalExecutor:
             process.popen.wait()
             if process.popen.stdout is not None:
                 process.popen.stdout.close()
+            process.job.unlink(missing_ok=True)
         self._running.clear()
         self._selector.close()
 
@@ -144,6 +152,7 @@ class LocalExecutor:
         self._selector.unregister(pipe)
         pipe.close()
         del self._running[process.task]
+        process.job.unlink(missing_ok=True)
         status, detail = self._verdict(process)
         ended = Ended(
             task=process.task,

@@ -91,6 +91,8 @@ def test_the_main_job_from_one_command_to_the_table(
     assert values["tiny--rtn--w4a6", "layers_target", ""] == 16
     assert (values["tiny--fp--fp", "peak_bytes", ""] or 0) > 50e6
     assert (place / "out" / "table.csv").exists()
+    checked = harness("verify", "out")
+    assert checked.stdout == "ok    tiny--rtn--w4a6\n", checked.stderr
     _a_repeated_run_makes_nothing_and_needs_no_torch(place, command)
     _a_lost_clip_comes_back_bit_for_bit(command)
 
