@@ -16,8 +16,8 @@ _PATTERN = re.compile(r"w(\d+)a(\d+)")
 class BitSpec:
     """Nominal widths of one row of the table.
 
-    Width 16 is the identity quantizer: the tensor stays in the dtype the model runs in, neither rounded
-    nor clipped, while every transform around it still runs.
+    Width 16 is the identity quantizer: the tensor stays in the dtype the model runs in, neither
+    rounded nor clipped, while every transform around it still runs.
 
     Attributes:
         w: Weight width in bits, 2 to 8 or 16.

@@ -1,23 +1,24 @@
 """The contract between the harness and a quantization method.
 
-A method is an object found through the entry point group ``harness.methods``. It sees this contract and the
-toolkit in ``harness.quant``, never the harness around it.
+A method is an object found through the entry point group ``harness.methods``. It sees this contract
+and the toolkit in ``harness.quant``, never the harness around it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from harness.bits import BitSpec
 from harness.errors import CalibrationForbiddenError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     import torch
     from torch import nn
 
+    from harness.bits import BitSpec
     from harness.models.families.base import Family
     from harness.quant.calibration import CalibrationPool
 
@@ -78,7 +79,8 @@ class LayerReport:
         symmetric: Whether the weight grid is symmetric.
         transform: ``none``, ``scale``, ``hadamard-128``, ``kronecker-16x16``, ... joined by ``+``.
         parameters: Number of weights.
-        error: Relative output error ||y_q - y||^2 / ||y||^2 on calibration inputs, None if not measured.
+        error: Relative output error ||y_q - y||^2 / ||y||^2 on calibration inputs, None if not
+            measured.
     """
 
     name: str
@@ -99,7 +101,8 @@ class QuantReport:
         execution: ``simulated`` or ``kernel:<name>``.
         layers: One entry for each quantized linear.
         calibration_clips: Prompts whose trajectories were recorded.
-        calibration_forwards: Denoiser evaluations spent, pool included, each guidance branch counted.
+        calibration_forwards: Denoiser evaluations spent, pool included, each guidance branch
+            counted.
         calibration_samples: (prompt, timestep) samples the method was fitted on.
         seconds: Wall time of the calibration.
         peak_bytes: Peak resident or device memory of the calibration.
@@ -157,7 +160,8 @@ class QuantContext:
         """
         if self.data_free or self.pool is None:
             raise CalibrationForbiddenError(
-                "calibration data was asked for by a method that declares needs_calibration = False",
+                "calibration data was asked for by a method that declares "
+                "needs_calibration = False",
                 "set needs_calibration = True, or do not touch ctx.calibration",
             )
         return self.pool

@@ -1,6 +1,7 @@
 """The values that describe an experiment: model, generation, prompts, cells, records.
 
-Everything here is plain data, immutable, and free of torch, so that planning and reporting stay light.
+Everything here is plain data, immutable, and free of torch, so that planning and reporting stay
+light.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class ModelSpec:
         revision: Commit of the hub repository; empty until resolved and locked at first use.
         family: Name of the entry in ``harness.models.families``.
         gen: The generation settings the model is normally run with.
-        variant: A derived form of the same weights (``outliers`` for ``shapes-outliers``), else empty.
+        variant: A derived form of the same weights (``outliers``: ``shapes-outliers``), else empty.
         judge: Name of a model-specific metric group (``oracle`` for the bundled model), else empty.
     """
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
 from harness.models.families import family, family_of_class
-from harness.spec import ModelSpec
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from torch import nn
+
+    from harness.spec import ModelSpec
 
 
 def load_pipeline(spec: ModelSpec, *, device: str, dtype: str) -> DiffusionPipeline:
@@ -24,7 +25,8 @@ def load_pipeline(spec: ModelSpec, *, device: str, dtype: str) -> DiffusionPipel
         dtype: ``float32``, ``bfloat16`` or ``float16``.
 
     Raises:
-        HarnessError: The folder is no pipeline, the hub cannot be reached, or the family is not supported.
+        HarnessError: The folder is no pipeline, the hub cannot be reached, or the family is not
+            supported.
     """
     import torch
     from diffusers import DiffusionPipeline

@@ -1,9 +1,10 @@
 """``shapes-outliers``: the same function, made hard to quantize.
 
-Real video DiTs owe the outlier channels of their activations to the adaLN scale and shift. The exact inverse of the
-folding rules plants such channels: a few channels of the modulated inputs are multiplied by a large factor and the
-weights that read them divided by it, so the full-precision model computes the same function. A controlled stress
-test, not a real model; because the planted channels are static, it favours methods that scale channels by construction.
+Real video DiTs owe the outlier channels of their activations to the adaLN scale and shift. The
+exact inverse of the folding rules plants such channels: a few channels of the modulated inputs are
+multiplied by a large factor and the weights that read them divided by it, so the full-precision
+model computes the same function. A controlled stress test, not a real model; because the planted
+channels are static, it favours methods that scale channels by construction.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from harness.models.families.base import Family, ModulationFold
+from harness.models.families.base import Family, ModulationFold, linear_at
 from harness.models.families.fold import fold_scale_
 
 FRACTION = 0.02
@@ -49,5 +50,5 @@ def plant_outliers_(transformer: nn.Module, family: Family) -> None:
     for _, block in family.blocks(transformer):
         for group in family.groups(block):
             if isinstance(group.fold, ModulationFold):
-                width = block.get_submodule(group.linears[0]).in_features
-                fold_scale_(block, group, planted_scale(int(width), generator).float())  # type: ignore[arg-type]
+                width = linear_at(block, group.linears[0]).in_features
+                fold_scale_(block, group, planted_scale(width, generator).float())

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from harness.spec import GenSpec
-
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+
+    from harness.spec import GenSpec
 
 Hook = Callable[[int, torch.Tensor], None]
 
@@ -34,7 +34,7 @@ class Sampled:
 
 
 def initial_noise(pipeline: DiffusionPipeline, gen: GenSpec, seed: int) -> torch.Tensor:
-    """Draw the initial latents from a CPU generator, so that every device starts from the same noise.
+    """Draw the initial latents from a CPU generator: every device starts from the same noise.
 
     Returns:
         float32 ``[1, latent_frames, channels, height, width]`` on the CPU.
@@ -44,7 +44,13 @@ def initial_noise(pipeline: DiffusionPipeline, gen: GenSpec, seed: int) -> torch
     patch = pipeline.transformer.config.patch_size_t
     if patch is not None:
         frames += -frames % patch
-    shape = (1, frames, pipeline.transformer.config.in_channels, gen.height // spatial, gen.width // spatial)
+    shape = (
+        1,
+        frames,
+        pipeline.transformer.config.in_channels,
+        gen.height // spatial,
+        gen.width // spatial,
+    )
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
 
 
@@ -105,7 +111,7 @@ def sample(pipeline: DiffusionPipeline, text: str, gen: GenSpec, *, seed: int) -
 
 
 def denoiser_step(pipeline: DiffusionPipeline, gen: GenSpec) -> Callable[[], None]:
-    """Make a closed call of one denoising step at the model's shape, both guidance branches included."""
+    """Make a closed call of one denoising step at the model's shape, with all guidance branches."""
     calls: list[dict[str, Any]] = []
 
     class _Recorded(Exception):

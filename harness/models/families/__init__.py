@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from harness.errors import HarnessError, unknown_name
-from harness.models.families.base import Family
 from harness.models.families.cogvideox import CogVideoX
+
+if TYPE_CHECKING:
+    from harness.models.families.base import Family
 
 FAMILIES: dict[str, Family] = {"cogvideox": CogVideoX()}
 _BY_CLASS = {"CogVideoXTransformer3DModel": "cogvideox"}

@@ -1,20 +1,24 @@
 """What the harness must know about a family of video diffusion transformers.
 
-Facts only: which modules are the blocks, which linears read the same tensor, and where a channel scale of that
-tensor can be folded so that it costs nothing at run time. The folding itself is ``fold.py``.
+Facts only: which modules are the blocks, which linears read the same tensor, and where a channel
+scale of that tensor can be folded so that it costs nothing at run time. The folding itself is
+``fold.py``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModulationFold:
-    """Fold into the linear that produces the adaLN shift and scale (PTQ4DiT, arXiv 2405.16005, eq. 19-21).
+    """Fold into the linear that produces the adaLN shift and scale.
+
+    PTQ4DiT (arXiv 2405.16005), eq. 19-21.
 
     Attributes:
         linear: The modulation linear, relative to the block.
@@ -29,7 +33,9 @@ class ModulationFold:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ValueFold:
-    """Fold into the value projections: an attention output channel is a token mix of one value channel.
+    """Fold into the value projections.
+
+    An attention output channel is a token mix of one value channel, so it takes that one's scale.
 
     Attributes:
         linears: Every value projection that feeds the same attention sum, relative to the block.
@@ -46,8 +52,8 @@ class InputGroup:
         name: ``attn_in``, ``attn_out``, ``ff_in``, ``ff_out``, ...
         linears: Relative to the block.
         fold: Where a channel scale of the shared input goes; None if it must be applied online.
-        modulation: The input is one conditioning vector for each sample, not a token sequence: the weights
-            are quantized at the nominal width, the activation stays at 16 bits.
+        modulation: The input is one conditioning vector for each sample, not a token sequence: the
+            weights are quantized at the nominal width, the activation stays at 16 bits.
     """
 
     name: str
@@ -57,19 +63,23 @@ class InputGroup:
 
 
 class Family(Protocol):
-    """Facts about one family.
+    """Facts about one family."""
 
-    Attributes:
-        name: Registered name.
-        streams: Block keyword arguments that the block returns updated, in its return order.
-        video_stream: The one of ``streams`` that holds the video tokens.
-        attention_order: Streams in the order in which the self-attention concatenates them.
-    """
+    @property
+    def name(self) -> str:
+        """Registered name."""
 
-    name: str
-    streams: tuple[str, ...]
-    video_stream: str
-    attention_order: tuple[str, ...]
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """Block keyword arguments that the block returns updated, in its return order."""
+
+    @property
+    def video_stream(self) -> str:
+        """The one of ``streams`` that holds the video tokens."""
+
+    @property
+    def attention_order(self) -> tuple[str, ...]:
+        """Streams in the order in which the self-attention concatenates them."""
 
     def blocks(self, transformer: nn.Module) -> list[tuple[str, nn.Module]]:
         """Qualified names and modules of the transformer blocks, in execution order."""
@@ -78,7 +88,22 @@ class Family(Protocol):
         """Input groups of a block; together they name every target linear once."""
 
     def tokens(self, transformer: nn.Module, latent: Tensor) -> Tensor:
-        """Cut a latent into the patches the denoiser embeds: ``[1, ...]`` to ``[tokens, features]``."""
+        """Cut a latent ``[1, ...]`` into the patches that are embedded, ``[tokens, features]``."""
+
+
+def linear_at(root: nn.Module, name: str) -> nn.Linear:
+    """Look up the linear at a qualified name.
+
+    Raises:
+        AttributeError: There is no such module.
+        TypeError: The module is not a Linear.
+    """
+    from torch import nn  # here, so that naming a family costs no torch
+
+    module = root.get_submodule(name)
+    if not isinstance(module, nn.Linear):
+        raise TypeError(f"module '{name}' is a {type(module).__name__}, not a Linear")
+    return module
 
 
 def target_linears(family: Family, transformer: nn.Module) -> dict[str, InputGroup]:

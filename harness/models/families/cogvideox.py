@@ -1,14 +1,18 @@
 """CogVideoX (arXiv 2408.06072): one joint stream of text and video tokens through shared linears.
 
-Both norms of a block emit shift, scale and gate for video (chunks 0-2) and text (chunks 3-5) from one
-modulation linear; the LayerNorm between is affine and shared by both, so it is never scaled itself.
+Both norms of a block emit shift, scale and gate for video (chunks 0-2) and text (chunks 3-5) from
+one modulation linear; the LayerNorm between is affine and shared by both, so it is never scaled
+itself.
 """
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from harness.models.families.base import InputGroup, ModulationFold, ValueFold
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _PAIRS = ((0, 1), (3, 4))
 
@@ -23,7 +27,7 @@ class CogVideoX:
 
     def blocks(self, transformer: nn.Module) -> list[tuple[str, nn.Module]]:
         """Return ``transformer_blocks.<i>``."""
-        blocks = transformer.transformer_blocks
+        blocks = transformer.get_submodule("transformer_blocks").children()
         return [(f"transformer_blocks.{i}", block) for i, block in enumerate(blocks)]
 
     def groups(self, block: nn.Module) -> tuple[InputGroup, ...]:
@@ -36,7 +40,9 @@ class CogVideoX:
                 fold=ModulationFold(linear="norm1.linear", chunks=6, pairs=_PAIRS),
             ),
             InputGroup(
-                name="attn_out", linears=("attn1.to_out.0",), fold=ValueFold(linears=("attn1.to_v",))
+                name="attn_out",
+                linears=("attn1.to_out.0",),
+                fold=ValueFold(linears=("attn1.to_v",)),
             ),
             InputGroup(
                 name="ff_in",
@@ -50,7 +56,7 @@ class CogVideoX:
 
     def tokens(self, transformer: nn.Module, latent: Tensor) -> Tensor:
         """Patchify ``[1, frames, channels, height, width]``."""
-        config = transformer.config
+        config: Any = transformer.config
         p, t = config.patch_size, config.patch_size_t or 1
         _, frames, channels, height, width = latent.shape
         grid = latent.reshape(frames // t, t, channels, height // p, p, width // p, p)

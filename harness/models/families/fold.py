@@ -1,8 +1,9 @@
 """Folding a channel scale of a shared input into whatever produces that input.
 
-``fold_scale_`` makes the producer emit ``X / s`` and multiplies the consumers' weights by ``s``: the block computes
-the same function. The rules are PTQ4DiT's offline re-parameterisation (arXiv 2405.16005, eq. 13, 19-21) with the
-constant 1 of ``LN(z) (1 + gamma) + beta`` pushed into the bias of the modulation linear.
+``fold_scale_`` makes the producer emit ``X / s`` and multiplies the consumers' weights by ``s``:
+the block computes the same function. The rules are PTQ4DiT's offline re-parameterisation (arXiv
+2405.16005, eq. 13, 19-21) with the constant 1 of ``LN(z) (1 + gamma) + beta`` pushed into the bias
+of the modulation linear.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from harness.models.families.base import InputGroup, ModulationFold, ValueFold
+from harness.models.families.base import InputGroup, ModulationFold, ValueFold, linear_at
 
 
 @torch.no_grad()
 def fold_scale_(block: nn.Module, group: InputGroup, scale: Tensor) -> None:
-    """Divide the shared input of a group by ``scale`` and multiply it into the group's weights, in place.
+    """Divide the shared input of a group by ``scale``, multiply it into the weights, in place.
 
     Args:
         block: Transformer block with plain linears.
@@ -29,22 +30,22 @@ def fold_scale_(block: nn.Module, group: InputGroup, scale: Tensor) -> None:
         raise ValueError(f"input group {group.name!r} has no fold target")
     scale = scale.double()
     if isinstance(group.fold, ModulationFold):
-        _fold_modulation_(block.get_submodule(group.fold.linear), group.fold, scale)
+        _fold_modulation_(linear_at(block, group.fold.linear), group.fold, scale)
     else:
         _fold_value_(block, group.fold, scale)
     for name in group.linears:
-        scale_columns_(block.get_submodule(name), scale)
+        scale_columns_(linear_at(block, name), scale)
 
 
-def scale_columns_(linear: nn.Module, scale: Tensor) -> None:
+def scale_columns_(linear: nn.Linear, scale: Tensor) -> None:
     """Multiply input column j of a linear by ``scale[j]``, in double precision."""
     weight = linear.weight
-    weight.copy_(weight.double() * scale.to(weight.device))  # type: ignore[operator, union-attr]
+    weight.copy_(weight.double() * scale.to(weight.device))
 
 
-def _fold_modulation_(linear: nn.Module, fold: ModulationFold, scale: Tensor) -> None:
-    weights = linear.weight.double().chunk(fold.chunks)  # type: ignore[operator, union-attr]
-    biases = linear.bias.double().chunk(fold.chunks)  # type: ignore[operator, union-attr]
+def _fold_modulation_(linear: nn.Linear, fold: ModulationFold, scale: Tensor) -> None:
+    weights = linear.weight.double().chunk(fold.chunks)
+    biases = linear.bias.double().chunk(fold.chunks)
     weight, bias = [w.clone() for w in weights], [b.clone() for b in biases]
     scale = scale.to(weight[0].device)
     for shift, gain in fold.pairs:
@@ -52,14 +53,14 @@ def _fold_modulation_(linear: nn.Module, fold: ModulationFold, scale: Tensor) ->
         bias[shift] /= scale
         weight[gain] /= scale[:, None]
         bias[gain] = (1 + bias[gain]) / scale - 1
-    linear.weight.copy_(torch.cat(weight))  # type: ignore[operator, union-attr]
-    linear.bias.copy_(torch.cat(bias))  # type: ignore[operator, union-attr]
+    linear.weight.copy_(torch.cat(weight))
+    linear.bias.copy_(torch.cat(bias))
 
 
 def _fold_value_(block: nn.Module, fold: ValueFold, scale: Tensor) -> None:
     for name in fold.linears:
-        linear = block.get_submodule(name)
-        scale = scale.to(linear.weight.device)  # type: ignore[union-attr, arg-type]
-        linear.weight.copy_(linear.weight.double() / scale[:, None])  # type: ignore[operator, union-attr]
+        linear = linear_at(block, name)
+        scale = scale.to(linear.weight.device)
+        linear.weight.copy_(linear.weight.double() / scale[:, None])
         if linear.bias is not None:
-            linear.bias.copy_(linear.bias.double() / scale)  # type: ignore[operator, union-attr]
+            linear.bias.copy_(linear.bias.double() / scale)
