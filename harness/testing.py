@@ -1,6 +1,7 @@
-"""What every method must pass: subclass ``MethodConformance`` in a test file and give it your method.
+"""What every method must pass.
 
-The battery runs on a miniature pipeline with random weights, so it takes seconds and needs no download.
+Subclass ``MethodConformance`` in a test file and give it your method. The battery runs on a
+miniature pipeline with random weights, so it takes seconds and needs no download.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,6 +27,8 @@ from harness.stages.quantize import quantize
 from harness.stages.verify import verify
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from diffusers import DiffusionPipeline
 
 WORDS = (

@@ -1,4 +1,5 @@
-"""The quantization toolkit: grids, transforms, rounding, calibration, the quantized linear and its artifact.
+"""The quantization toolkit.
 
+Grids, transforms, rounding, calibration, the quantized linear and its artifact.
 Nothing here knows about experiments, stores or tables; methods combine these parts.
 """

@@ -1,4 +1,7 @@
-"""Quantization of activations: dynamic per token, dynamic per token and channel group, static per tensor."""
+"""Quantization of activations.
+
+Dynamic per token, dynamic per token and channel group, static per tensor.
+"""
 
 from __future__ import annotations
 

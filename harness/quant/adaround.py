@@ -1,11 +1,12 @@
 """AdaRound (arXiv 2004.10568): learning for every weight whether to round up or down.
 
-Also the static per-tensor activation step that is learned beside it (LSQ), as Q-Diffusion and PTQ4DiT do.
+Also the static per-tensor activation step that is learned beside it (LSQ), as Q-Diffusion and
+PTQ4DiT do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,9 @@ from torch.nn import functional
 
 from harness.bits import IDENTITY_WIDTH
 from harness.quant.grid import Affine, code_range, decode, fake_quantize
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ZETA, GAMMA = 1.1, -0.1  # stretch of the rectified sigmoid, AdaRound eq. 23
 
@@ -35,6 +39,7 @@ class StaticActivation(nn.Module):
         self.register_buffer("zero", zero)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Round an activation of any shape to the grid and come back."""
         if self.scale is None:
             return x
         return fake_quantize(x, Affine(self.scale, self.zero), self.bits)
@@ -86,6 +91,7 @@ class AdaRoundLinear(nn.Module):
         return (self.rounding.sigmoid() * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute the layer with soft-rounded weights; ``[..., in]`` to ``[..., out]``."""
         for transform in self.transforms:
             x = transform(x)
         weight = self.weight

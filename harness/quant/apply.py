@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import replace
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from harness.bits import IDENTITY_WIDTH
 from harness.method import SIMULATED, LayerReport, QuantContext, QuantReport
-from harness.models.families.base import Family, InputGroup, target_linears
+from harness.models.families.base import Family, InputGroup, linear_at, target_linears
 from harness.quant.activation import ActivationSpec
 from harness.quant.artifact import replace_module_
 from harness.quant.linear import QuantLinear
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from torch import nn
+
 MODULATION = ("w", "fp")
-"""What becomes of modulation linears: weights at the nominal width, or full precision (ablation)."""
+"""What becomes of modulation linears: nominal weight width, or full precision (ablation)."""
 
 
 def targets(family: Family, transformer: nn.Module, modulation: str = "w") -> dict[str, InputGroup]:
@@ -52,10 +55,7 @@ def quantize_linears_(
     """
     found = targets(ctx.family, transformer, modulation)
     for i, (name, group) in enumerate(found.items()):
-        linear = transformer.get_submodule(name)
-        if not isinstance(linear, nn.Linear):
-            raise TypeError(f"target {name} is a {type(linear).__name__}, not a Linear")
-        replace_module_(transformer, name, make(linear, group))
+        replace_module_(transformer, name, make(linear_at(transformer, name), group))
         ctx.progress((i + 1) / len(found), name)
     return QuantReport(execution=SIMULATED, layers=layer_reports(transformer))
 

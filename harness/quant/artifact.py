@@ -1,9 +1,9 @@
 """The artifact: what a method leaves behind, loadable without the method.
 
 A folder with ``artifact.json`` (per layer: widths, grids, transforms, activation quantizer) and
-``weights.safetensors`` (packed codes, steps, transforms, and every parameter that stays in high precision).
-Nothing is pickled. A parameter that stays is stored in 16 bits where that is exact, else as it is, so that a
-saved and loaded model computes the same bits as the one that was saved.
+``weights.safetensors`` (packed codes, steps, transforms, and every parameter that stays in high
+precision). Nothing is pickled. A parameter that stays is stored in 16 bits where that is exact,
+else as it is, so that a saved and loaded model computes the same bits as the one that was saved.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import safe_open
@@ -27,6 +27,8 @@ from harness.quant.linear import QuantLinear, WeightSpec
 from harness.quant.pack import pack, unpack
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from diffusers import DiffusionPipeline
 
 SCHEMA = 1
@@ -166,7 +168,8 @@ def _tensors(layer: QuantLinear) -> dict[str, Tensor]:
     found = {
         "codes": _compact(layer.codes) if identity else pack(layer.codes, layer.weight_spec.bits)
     }
-    for i, step in enumerate(layer.transforms):
+    steps = cast("Iterable[transforms.Transform]", layer.transforms)
+    for i, step in enumerate(steps):
         found |= {f"transforms.{i}.{key}": _compact(value) for key, value in step.tensors().items()}
     for key in ("scale", "zero", "bias"):
         value = getattr(layer, key)

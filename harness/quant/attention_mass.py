@@ -1,20 +1,22 @@
 """How much attention each token receives, without ever holding the n x n map.
 
-S2Q-VDiT (arXiv 2508.04016), sec. 3.3: S_j = sum_h sum_i A[h, i, j], the attention mass of token j, and the token
-weights of eq. 11.
+S2Q-VDiT (arXiv 2508.04016), sec. 3.3: S_j = sum_h sum_i A[h, i, j], the attention mass of token j,
+and the token weights of eq. 11.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from harness.models.families.base import Family
 from harness.quant.capture import BlockInput, run_block
+
+if TYPE_CHECKING:
+    from harness.models.families.base import Family
 
 TILE_ELEMENTS = 1 << 24
 """Most attention logits held at once."""
@@ -93,8 +95,8 @@ def token_weights(
         masses: ``[branches, tokens]`` by stream.
         lowest: lambda_min.
         highest: lambda_max.
-        only: Normalise within this stream and give the others weight ``highest``; None takes all streams
-            together.
+        only: Normalise within this stream and give the others weight ``highest``; None takes all
+            streams together.
 
     Returns:
         Weights in the shape of the masses.

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from harness.errors import HarnessError
-from harness.models.families.base import Family
 from harness.quant.capture import BlockInput, run_block
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from harness.models.families.base import Family
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,7 +24,7 @@ class BlockTask:
     Attributes:
         inputs: Block inputs.
         targets: Full-precision outputs.
-        weights: Loss weight of every token, ``[branches, tokens]`` by stream; None weighs all alike.
+        weights: Loss weight of tokens, ``[branches, tokens]`` by stream; None weighs all alike.
     """
 
     inputs: Sequence[BlockInput]
@@ -32,7 +35,9 @@ class BlockTask:
 def reconstruction_loss(
     out: dict[str, Tensor], target: dict[str, Tensor], weights: dict[str, Tensor] | None
 ) -> Tensor:
-    """Mean over tokens of the weighted squared error, 1/n sum_j lambda_j ||y_j - y^_j||^2 (S2Q-VDiT eq. 10).
+    """Mean over tokens of the weighted squared error.
+
+    1/n sum_j lambda_j ||y_j - y^_j||^2 (S2Q-VDiT, arXiv 2508.04016, eq. 10).
 
     Args:
         out: Outputs by stream, ``[batch, tokens, width]``.
@@ -53,7 +58,7 @@ def train_block(
     task: BlockTask,
     groups: Sequence[dict[str, Any]],
     *,
-    optimizer: type[torch.optim.Optimizer],
+    optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
     steps: int,
     generator: torch.Generator,
     floor: float = 0.0,
@@ -70,7 +75,8 @@ def train_block(
         steps: Optimizer steps.
         generator: Order of the samples.
         floor: Final learning rate as a fraction of the first.
-        before_step: Called with the step index before each forward pass; may return a term to add to the loss.
+        before_step: Called with the step index before each forward pass; may return a term to add
+            to the loss.
 
     Returns:
         The reconstruction loss of every step.
@@ -78,10 +84,10 @@ def train_block(
     Raises:
         HarnessError: The loss is not finite.
     """
-    groups = [g for g in ({**g, "params": list(g["params"])} for g in groups) if g["params"]]
-    if not groups or steps == 0:
+    filled = [g for g in ({**g, "params": list(g["params"])} for g in groups) if g["params"]]
+    if not filled or steps == 0:
         return []
-    optimiser = optimizer(groups)
+    optimiser = optimizer(filled)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda i: _cosine(i / steps, floor))
     curve: list[float] = []
     for step, index in zip(range(steps), _order(len(task.inputs), generator), strict=False):

@@ -1,16 +1,14 @@
 """Recorded trajectories: every denoiser input of some prompts, on disk, from which methods choose.
 
-The pool is the same for every method; what a method does with it (which samples, how many) is the method's.
-Each denoiser call is one file, so memory does not grow with the number of prompts.
+The pool is the same for every method; what a method does with it (which samples, how many) is the
+method's. Each denoiser call is one file, so memory does not grow with the number of prompts.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -18,10 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from harness.models.sample import denoise
-from harness.spec import GenSpec, Prompt
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
     from diffusers import DiffusionPipeline
+
+    from harness.spec import GenSpec, Prompt
 
 INDEX = "pool.json"
 
@@ -38,7 +40,8 @@ class DenoiserCall:
     """The arguments of one denoiser call.
 
     Attributes:
-        arguments: Keyword arguments as the pipeline passes them; tensors have the batch of all branches.
+        arguments: Keyword arguments as the pipeline passes them; tensors have the batch of all
+            branches.
         branches: Number of guidance branches stacked in the batch.
     """
 
@@ -91,7 +94,7 @@ class CalibrationPool:
                 yield Sample(prompt, step)
 
     def latent(self, sample: Sample) -> Tensor:
-        """Latent that enters the denoiser at a step, ``[1, ...]``; step ``steps`` is the final latent."""
+        """Latent ``[1, ...]`` that enters the denoiser at a step; the final one at ``steps``."""
         if sample.step == self.steps:
             return load_file(_final_path(self.folder, sample.prompt))["latent"]
         return load_file(_call_path(self.folder, sample))["hidden_states"][:1]
@@ -123,22 +126,25 @@ def record_pool(
         pipeline: Full-precision pipeline.
         prompts: Calibration prompts.
         gen: Settings, the same as for the evaluation.
-        seed: The noise of prompt i has seed ``1_000_000 + 1000 * seed + i``, apart from evaluation seeds.
+        seed: The noise of prompt i has seed ``1_000_000 + 1000 * seed + i``, apart from evaluation
+            seeds.
         folder: Existing empty folder.
         progress: Progress callback.
     """
     started = time.perf_counter()
     recorder = _Recorder(folder)
     handle = pipeline.transformer.register_forward_pre_hook(recorder, with_kwargs=True)
+    last: list[Tensor] = []
+
+    def keep(step: int, latents: Tensor) -> None:
+        del step
+        last[:] = [latents]
+
     try:
         for i, prompt in enumerate(prompts):
             recorder.begin(i)
-            last: list[Tensor] = []
-            denoise(
-                pipeline, prompt.text, gen, seed=1_000_000 + 1000 * seed + i,
-                on_step=lambda step, latents, last=last: last.append(latents) or None,  # type: ignore[misc]
-            )  # fmt: skip
-            save_file({"latent": last[-1].cpu().contiguous()}, _final_path(folder, i))
+            denoise(pipeline, prompt.text, gen, seed=1_000_000 + 1000 * seed + i, on_step=keep)
+            save_file({"latent": last.pop().cpu().contiguous()}, _final_path(folder, i))
             progress((i + 1) / len(prompts), f"trajectory {i + 1}/{len(prompts)}")
     finally:
         handle.remove()
@@ -179,7 +185,8 @@ class _Recorder:
     def __call__(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if args:
             raise TypeError("the pipeline passes positional arguments to its denoiser")
-        tensors, fixed = {}, {}
+        tensors: dict[str, Tensor] = {}
+        fixed: dict[str, Tensor] = {}
         for name, value in kwargs.items():
             if isinstance(value, Tensor):
                 (tensors if name in _CHANGING else fixed)[name] = value.detach().cpu().contiguous()

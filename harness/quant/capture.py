@@ -1,17 +1,19 @@
-"""Capturing what a block sees: its arguments at the chosen samples, and the inputs of its linears."""
+"""Capturing what a block sees: its arguments at chosen samples, and the inputs of its linears."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from harness.models.families.base import Family
-from harness.quant.calibration import CalibrationPool, Sample
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from harness.models.families.base import Family
+    from harness.quant.calibration import CalibrationPool, Sample
 
 
 class _Caught(Exception):
@@ -24,7 +26,8 @@ class BlockInput:
 
     Attributes:
         sample: Prompt and step.
-        streams: The streams that blocks update, by argument name, each ``[branches, tokens, width]``.
+        streams: The streams that blocks update, by argument name, each
+            ``[branches, tokens, width]``.
         fixed: The other arguments, the same for every block.
     """
 
@@ -105,7 +108,8 @@ def split_branches(inputs: Sequence[BlockInput], rule: str) -> list[BlockInput]:
 
     Args:
         inputs: Samples with all branches, the conditional one last.
-        rule: ``both`` keeps the batch, ``cond`` the last branch, ``alternate`` one branch a sample in turn.
+        rule: ``both`` keeps the batch, ``cond`` the last branch, ``alternate`` one branch a sample
+            in turn.
 
     Raises:
         ValueError: The rule is unknown.

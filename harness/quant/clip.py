@@ -41,7 +41,7 @@ def search_clip(weight: Tensor, bits: int, *, symmetric: bool = True, group: int
 def percentile_grid(x: Tensor, bits: int, percentiles: tuple[float, ...]) -> Affine:
     """Per-row asymmetric grid whose range is the percentile pair with the smallest squared error.
 
-    The initialisation of PTQ4DiT's code, after Q-Diffusion: clip to [q_(1-p), q_p], three values of p.
+    The initialisation of PTQ4DiT's code, after Q-Diffusion: clip to [q_(1-p), q_p] for three p.
 
     Args:
         x: ``[rows, values]``.

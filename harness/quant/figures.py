@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
 
-from harness.quant.calibration import Sample
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from harness.quant.calibration import Sample
 
 
 def plot_chosen_timesteps(
@@ -38,7 +43,7 @@ def plot_chosen_timesteps(
 
 
 def plot_token_mass(path: Path, masses: Sequence[Tensor], names: Sequence[str]) -> None:
-    """Draw the cumulative share of attention mass over tokens sorted by mass, one curve for each block.
+    """Draw the cumulative share of attention mass over tokens sorted by mass, a curve a block.
 
     Args:
         path: PNG to write.
@@ -56,8 +61,9 @@ def plot_token_mass(path: Path, masses: Sequence[Tensor], names: Sequence[str]) 
     figure.savefig(path, dpi=120)
 
 
-def _axes(rows: int):  # type: ignore[no-untyped-def]
+def _axes(rows: int) -> tuple[Figure, list[Axes]]:
+    """One figure with ``rows`` axes below each other."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 2.6 * rows + 0.8), layout="constrained")
-    return figure, figure.subplots(rows, 1, squeeze=False)[:, 0]
+    return figure, list(figure.subplots(rows, 1, squeeze=False)[:, 0])

@@ -1,15 +1,19 @@
-"""GPTQ (arXiv 2210.17323): rounding column by column, the error of each pushed into the columns to come."""
+"""GPTQ (arXiv 2210.17323): rounding column by column, each error pushed into those to come."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from harness.models.families.base import Family, InputGroup
 from harness.quant.capture import BlockInput, observing, run_block
 from harness.quant.grid import Affine, decode, encode, expand
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from harness.models.families.base import Family, InputGroup
 
 PERCDAMP = 0.01  # GPTQ sec. 4, "dampening"
 BLOCK = 128  # GPTQ sec. 3.3, "lazy batch-updates"

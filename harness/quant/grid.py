@@ -7,10 +7,13 @@ A *symmetric* grid of b bits has codes -2^(b-1) .. 2^(b-1)-1 and step max|x| / (
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SCALE_FLOOR = 1e-8
 """Smallest step: a row of zeros must not divide by zero."""
@@ -24,7 +27,7 @@ class CodeRange(NamedTuple):
 
 
 class Affine(NamedTuple):
-    """Step and zero point of a grid; ``zero`` is None on a symmetric one. Both broadcast over the tensor."""
+    """Step and zero point (None on a symmetric grid); both broadcast over the tensor."""
 
     scale: Tensor
     zero: Tensor | None
@@ -75,25 +78,24 @@ def decode(codes: Tensor, grid: Affine) -> Tensor:
 def fake_quantize(x: Tensor, grid: Affine, bits: int) -> Tensor:
     """Round to the grid and come back.
 
-    Differentiable in ``x`` (straight through the rounding, zero where clamped) and in the step (LSQ,
-    arXiv 1902.08153, eq. 3); the zero point is a constant.
+    Differentiable in ``x`` (straight through the rounding, zero where clamped) and in the step
+    (LSQ, arXiv 1902.08153, eq. 3); the zero point is a constant.
     """
     if torch.is_grad_enabled() and (x.requires_grad or grid.scale.requires_grad):
-        result: Tensor = _FakeQuantize.apply(x, grid.scale, grid.zero, bits)
-        return result
+        rounded: Callable[[Tensor, Tensor, Tensor | None, int], Tensor] = _FakeQuantize.apply
+        return rounded(x, grid.scale, grid.zero, bits)
     return decode(encode(x, grid, bits), grid)
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """Rounding with hand-written gradients: two passes over the tensor instead of one for each operation."""
+    """Rounding with hand-written gradients: two passes over the tensor, not one an operation."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> Tensor:
         low, high = code_range(bits, zero is None)
-        if zero is not None:
-            low, high = low - zero, high - zero
         ratio = x / scale
-        codes = ratio.round().clamp_(low, high)
+        codes = ratio.round()
+        codes = codes.clamp_(low, high) if zero is None else codes.clamp_(low - zero, high - zero)
         residual = codes - ratio
         ctx.save_for_backward(codes, residual, scale)
         return codes * scale
@@ -111,7 +113,7 @@ class _FakeQuantize(torch.autograd.Function):
 
 
 def grouped(x: Tensor, group: int) -> Tensor:
-    """View the last dimension as ``[..., groups, group]``; group 0 keeps one group of the whole width.
+    """View the last dimension as ``[..., groups, group]``; group 0 is one group, the whole width.
 
     Raises:
         ValueError: The width is not a multiple of the group size.
@@ -146,12 +148,14 @@ def weight_grid(
         Step and zero point of shape ``[out_features, groups]``.
     """
     rows = grouped(weight, group)
-    low = rows.amin(-1) * (clip if clip_low is None else clip_low)
-    return affine(low, rows.amax(-1) * clip, bits, symmetric=symmetric)
+    # min and max by index: their gradient is one scatter, that of amin and amax three more passes
+    low, high = rows.min(-1).values, rows.max(-1).values
+    low = low * (clip if clip_low is None else clip_low)
+    return affine(low, high * clip, bits, symmetric=symmetric)
 
 
 def expand(grid: Affine, group: int) -> Affine:
-    """Repeat a ``[out_features, groups]`` grid to one entry for each input channel, if there are groups."""
+    """Repeat a grid ``[out_features, groups]``, if grouped, to one entry for each input channel."""
     if group == 0:
         return grid
     zero = None if grid.zero is None else grid.zero.repeat_interleave(group, -1)
@@ -159,7 +163,7 @@ def expand(grid: Affine, group: int) -> Affine:
 
 
 def storable(scale: Tensor) -> Tensor:
-    """Round steps to what the artifact stores: half precision, or single where half would be subnormal.
+    """Round steps to what the artifact stores: half precision, single where half is subnormal.
 
     Codes must be computed from the stored step, so this is applied before the rounding of weights.
     """

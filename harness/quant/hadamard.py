@@ -1,8 +1,8 @@
 """Hadamard matrices for the widths of real models.
 
-Powers of two come from Sylvester (``scipy.linalg.hadamard``); the other orders that occur in video DiTs
-(1152, 1536, 1920, 3072, 4608, 5120, 7680, 8960, 12288, 13824, 14336, 15360) are a Paley order times a
-power of two. Every other width falls back to a block-diagonal matrix, and says so.
+Powers of two come from Sylvester (``scipy.linalg.hadamard``); the other orders that occur in video
+DiTs (1152, 1536, 1920, 3072, 4608, 5120, 7680, 8960, 12288, 13824, 14336, 15360) are a Paley order
+times a power of two. Every other width falls back to a block-diagonal matrix, and says so.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PALEY_ORDERS = (12, 20, 28, 36, 44, 60, 108, 140)
 
 
 class Shape(NamedTuple):
-    """How a width is rotated: ``blocks`` times an (``outer`` x ``inner``) Kronecker Hadamard matrix.
+    """How a width is rotated: ``blocks`` times an ``outer`` x ``inner`` Kronecker Hadamard matrix.
 
     ``outer`` is 1 or a Paley order, ``inner`` a power of two. ``blocks`` > 1 means block-diagonal.
     """
@@ -95,7 +95,8 @@ def factors(width: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Ten
     """Orthonormal outer and inner factor for a width; the rotation is their Kronecker product.
 
     Returns:
-        ``[outer, outer]`` and ``[inner, inner]``; a block-diagonal shape has the identity as outer factor.
+        ``[outer, outer]`` and ``[inner, inner]``; a block-diagonal shape has the identity as outer
+        factor.
     """
     shape = shape_of(width)
     inner = _matrix(shape.inner) / shape.inner**0.5

@@ -1,14 +1,14 @@
 """Learned transforms and clipping thresholds: the trainable form of a quantized linear.
 
-FlatQuant's parametrisation (arXiv 2410.09426) as S2Q-VDiT uses it (arXiv 2508.04016, App. A): a channel scale, an
-invertible Kronecker map P = U diag(d) V^T with Cayley-orthogonal U and V, and sigmoid clipping factors on the range of
-weights and activations. After training everything becomes data of a ``QuantLinear``.
+FlatQuant's parametrisation (arXiv 2410.09426) as S2Q-VDiT uses it (arXiv 2508.04016, App. A): a
+channel scale, an invertible Kronecker map P = U diag(d) V^T with Cayley-orthogonal U and V, and
+sigmoid clipping factors on the range of weights and activations. After training everything becomes
+data of a ``QuantLinear``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from harness.bits import IDENTITY_WIDTH
 from harness.quant import hadamard
 from harness.quant.grid import affine, fake_quantize, weight_grid
 from harness.quant.transform import Kronecker, kronecker_sizes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 CLIP_LOGIT = 4.0  # sigmoid(4.0) = 0.982, FlatQuant's initial clipping factor
 
@@ -38,20 +41,20 @@ class _InvertibleMatrix(nn.Module):
         super().__init__()
         size = start.shape[0]
         self.register_buffer("start", start)
-        self.left = nn.Parameter(torch.zeros(size, size))
-        self.right = nn.Parameter(torch.zeros(size, size))
+        self.free = nn.Parameter(torch.zeros(2, size, size))  # of U and of V
         self.log_diagonal = nn.Parameter(torch.zeros(size))
 
     def factor(self) -> _Factor:
-        u, v = self.start @ _cayley(self.left), _cayley(self.right)
+        left, v = _cayley(self.free)
+        u = self.start @ left
         gain = self.log_diagonal.exp()
         return _Factor((u * gain) @ v.T, (u / gain) @ v.T)
 
 
 def _cayley(free: Tensor) -> Tensor:
-    """Orthogonal matrix of a free square matrix; the zero matrix gives the identity."""
-    skew = free - free.T
-    eye = torch.eye(free.shape[0], dtype=free.dtype, device=free.device)
+    """Orthogonal matrices of free square matrices ``[..., n, n]``; zero gives the identity."""
+    skew = free - free.transpose(-1, -2)
+    eye = torch.eye(free.shape[-1], dtype=free.dtype, device=free.device)
     return torch.linalg.solve(eye + skew, eye - skew)
 
 
@@ -77,7 +80,8 @@ class LearnedInput(nn.Module):
         width: Channels.
         a_bits: Activation width; 16 leaves the activation alone.
         scale: Initial channel scale ``[width]``, None for no scale.
-        rotation: ``hadamard``, ``random``, ``identity`` (start of the Kronecker map) or ``none`` (no map).
+        rotation: ``hadamard``, ``random``, ``identity`` (start of the Kronecker map) or ``none``
+            (no map).
         clip: Whether clipping factors are learned.
         generator: Randomness of the initial rotation.
     """
@@ -161,7 +165,7 @@ class LearnedInput(nn.Module):
         return None if self.log_scale is None else self.log_scale.detach().exp()
 
     def kronecker(self) -> Kronecker | None:
-        """Learned map as stored: its factors rounded to half precision, the inverse taken of those."""
+        """Learned map as stored: factors rounded to half precision, the inverse taken of those."""
         maps = self._maps()
         if maps is None:
             return None
@@ -194,6 +198,7 @@ class LearnedLinear(nn.Module):
         self.clip = nn.Parameter(logits) if learns_clip else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute the layer on rounded values; ``[..., in]`` to ``[..., out]``, differentiable."""
         return functional.linear(self.shared.activation(x), self._rounded(), self.linear.bias)
 
     def _rounded(self) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,11 @@ from torch import Tensor, nn
 from harness.bits import IDENTITY_WIDTH
 from harness.quant.activation import ActivationSpec, quantize_activation
 from harness.quant.grid import Affine, decode, encode, expand, storable, weight_grid
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from harness.quant.transform import Transform
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +40,8 @@ class QuantLinear(nn.Module):
 
     Args:
         weight: WeightSpec of the stored codes.
-        codes: Integer codes ``[out_features, in_features]`` (any dtype), or the weight itself at width 16.
+        codes: Integer codes ``[out_features, in_features]`` (any dtype), or the weight itself at
+            width 16.
         grid: Step and zero point ``[out_features, groups]``; None at width 16.
         bias: ``[out_features]`` or None.
         transforms: Applied to the input in order.
@@ -88,7 +94,7 @@ class QuantLinear(nn.Module):
         return Affine(self.scale, None if self.zero is None else self.zero.float())
 
     def dequantized(self) -> Tensor:
-        """The weight on its grid, float32 ``[out_features, in_features]``, in the transformed basis."""
+        """The weight on its grid, in the transformed basis, float32 ``[out, in]``."""
         if self.grid is None:
             return self.codes
         return decode(self.codes.float(), expand(self.grid, self.weight_spec.group))
@@ -114,17 +120,17 @@ class QuantLinear(nn.Module):
             f"a{self.activation_spec.bits}, group={self.weight_spec.group}"
         )
 
-    def _apply(self, fn: object, recurse: bool = True) -> QuantLinear:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLinear:
         """Drop the cached weight when the module moves to another device or dtype."""
         self._dequantized = None
-        super()._apply(fn, recurse)  # type: ignore[arg-type]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
 
 def transformed_weight(weight: Tensor, transforms: Sequence[nn.Module]) -> Tensor:
     """Map a weight into the basis that the input transforms create."""
-    for transform in transforms:
-        weight = transform.weight(weight)  # type: ignore[operator]
+    for transform in cast("Sequence[Transform]", transforms):
+        weight = transform.weight(weight)
     return weight
 
 
@@ -146,7 +152,8 @@ def quantize_linear(
         weight: How the weight is rounded.
         activation: How the input is rounded.
         transforms: Input transforms; the weight is mapped accordingly.
-        clip: Factor on the range (its maximum where ``clip_low`` is given), number or ``[out, groups]``.
+        clip: Factor on the range (its maximum where ``clip_low`` is given), number or
+            ``[out, groups]``.
         clip_low: Factor on the minimum.
         grid: Grid to use instead of one fitted to the range, ``[out, groups]``.
         codes: Codes ``[out, in]`` on ``grid``, from GPTQ or AdaRound; None rounds to nearest.

@@ -5,20 +5,22 @@ S2Q-VDiT (arXiv 2508.04016), sec. 3.2 and table 6.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from harness.models.families.base import Family
 from harness.quant.calibration import CalibrationPool, Sample
+
+if TYPE_CHECKING:
+    from harness.models.families.base import Family
 
 RULES = ("sds", "c_diff", "c_quant", "atop", "atfp", "rtfp")
 FIVE = 5  # prompts of the atfp and rtfp rows, S2Q-VDiT table 6
 
 
 class Salience(NamedTuple):
-    """Scores of every candidate, each ``[prompts, steps]`` float64, min-max normalised over the pool."""
+    """Scores of every candidate, float64 ``[prompts, steps]``, min-max normalised over the pool."""
 
     diffusion: Tensor
     quantization: Tensor
@@ -30,7 +32,7 @@ class Salience(NamedTuple):
 
 
 def diffusion_salience(current: Tensor, following: Tensor) -> float:
-    """C_diff(x_t) = ||x_t - x_{t-1}||^2 / ||x_t||^2 (eq. 3); t-1 is the next step of the sampler."""
+    """C_diff(x_t) = ||x_t - x_{t-1}||^2 / ||x_t||^2 (eq. 3); t-1 is the sampler's next step."""
     current, following = current.double(), following.double()
     return float((current - following).square().sum() / current.square().sum())
 
@@ -72,9 +74,9 @@ def choose_samples(
     """Choose candidates by one of the rules of table 6.
 
     Args:
-        rule: ``sds`` (product of both scores), ``c_diff``, ``c_quant`` (one score), ``atop`` (all timesteps of one
-            prompt), ``atfp`` (all timesteps of five prompts, thinned evenly to ``count``) or ``rtfp`` (random
-            timesteps of five prompts).
+        rule: ``sds`` (product of both scores), ``c_diff``, ``c_quant`` (one score), ``atop`` (all
+            timesteps of one prompt), ``atfp`` (all timesteps of five prompts, thinned evenly to
+            ``count``) or ``rtfp`` (random timesteps of five prompts).
         count: N.
         pool: The candidates.
         salience: Their scores.

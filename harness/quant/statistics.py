@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from harness.models.families.base import Family
 from harness.quant.capture import BlockInput, observing, run_block
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from harness.models.families.base import Family
 
 VALUES_KEPT = 1 << 13
 """Values of one input kept for percentile searches, evenly spaced over the tensor."""
@@ -21,7 +25,7 @@ def _over_groups(
     inputs: Sequence[BlockInput],
     see: Callable[[str, BlockInput, Tensor], None],
 ) -> None:
-    """Run the block on every sample and call ``see(group, sample, input)`` once for each input group."""
+    """Run the block on every sample; call ``see(group, sample, input)`` for each input group."""
     first = {group.linears[0]: group.name for group in family.groups(block)}
     current: list[BlockInput] = []
     with observing(block, list(first), lambda linear, x: see(first[linear], current[0], x)):

@@ -1,18 +1,20 @@
 """Input transforms: invertible maps of the channels, undone exactly on the weight side.
 
-A transform T turns ``x W^T`` into ``(x T) (W T^-T)^T``. It is data (tensors plus a kind), so the artifact can
-store it and the loader can rebuild it without the method that chose it.
+A transform T turns ``x W^T`` into ``(x T) (W T^-T)^T``. It is data (tensors plus a kind), so the
+artifact can store it and the loader can rebuild it without the method that chose it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from harness.quant import hadamard
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class Transform(Protocol):
@@ -49,16 +51,20 @@ class ChannelScale(nn.Module):
         self.register_buffer("scale", scale.detach().float().clone())
 
     def forward(self, x: Tensor) -> Tensor:
+        """Divide the channels of activations ``[..., in_features]``."""
         return x / self.scale.to(x.dtype)
 
     def weight(self, weight: Tensor) -> Tensor:
+        """Multiply the columns of a weight ``[out_features, in_features]``."""
         return weight * self.scale.to(weight.dtype)
 
     def tensors(self) -> dict[str, Tensor]:
+        """The factors."""
         return {"scale": self.scale}
 
     @property
     def label(self) -> str:
+        """Always ``scale``."""
         return "scale"
 
 
@@ -83,21 +89,27 @@ class Hadamard(nn.Module):
         return cls(torch.randint(0, 2, (width,), generator=generator) * 2 - 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Rotate activations ``[..., in_features]``."""
         return _kronecker(x * self.signs.to(x.dtype), self._outer, self._inner)
 
     def weight(self, weight: Tensor) -> Tensor:
+        """Rotate a weight likewise: an orthogonal map is its own inverse transpose."""
         return self.forward(weight)
 
     def tensors(self) -> dict[str, Tensor]:
+        """The signs; the matrix follows from the width."""
         return {"signs": self.signs}
 
     @property
     def label(self) -> str:
+        """Kind and order, ``hadamard-128``."""
         return hadamard.shape_of(self.signs.numel()).label
 
 
 class Kronecker(nn.Module):
-    """Rotation-like map by two small invertible factors: ``x (P1 (x) P2)`` (FlatQuant; S2Q-VDiT App. A).
+    """Rotation-like map by two small invertible factors, ``x (P1 (x) P2)``.
+
+    FlatQuant (arXiv 2410.09426); S2Q-VDiT (arXiv 2508.04016), App. A.
 
     Args:
         outer: P1 ``[a, a]``.
@@ -114,18 +126,22 @@ class Kronecker(nn.Module):
         self.register_buffer("inner", inner.detach().float().clone())
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map activations ``[..., in_features]``."""
         return _kronecker(x, self.outer, self.inner)
 
     def weight(self, weight: Tensor) -> Tensor:
+        """Map a weight by the factors' inverse transposes, in double precision."""
         outer = torch.linalg.inv(self.outer.double()).T
         inner = torch.linalg.inv(self.inner.double()).T
         return _kronecker(weight.double(), outer, inner).to(weight.dtype)
 
     def tensors(self) -> dict[str, Tensor]:
+        """Both factors."""
         return {"outer": self.outer, "inner": self.inner}
 
     @property
     def label(self) -> str:
+        """Kind and sizes, ``kronecker-8x16``."""
         return f"kronecker-{self.outer.shape[0]}x{self.inner.shape[0]}"
 
 

@@ -5,26 +5,27 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import nn
 
 from harness import registry
 from harness.bits import IDENTITY_WIDTH, BitSpec
 from harness.method import Method, QuantContext, QuantReport
 from harness.models.families import family as family_by_name
-from harness.models.families.base import target_linears
+from harness.models.families.base import linear_at, target_linears
 from harness.models.sample import denoiser_step
 from harness.quant.artifact import artifact_bytes, save_artifact
 from harness.quant.calibration import CalibrationPool
-from harness.spec import GenSpec
 from harness.stages.memory import peak_memory
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import torch
     from diffusers import DiffusionPipeline
+    from torch import nn
+
+    from harness.spec import GenSpec
 
 REPORT = "report.json"
 
@@ -38,7 +39,7 @@ class Footprint:
         target_parameters: Weights in them.
         total_parameters: All parameters of the denoiser.
         quantized_parameters: Weights in quantized linears.
-        avg_w_bits: Mean width over all parameters of the denoiser, what is not quantized counted as 16.
+        avg_w_bits: Mean width over all parameters of the denoiser, the unquantized counted as 16.
         avg_a_bits: Mean activation width over the multiplications of the target linears.
         fp16_bytes: Bytes of the denoiser at 16 bits.
         artifact_bytes: Bytes on disk of the artifact.
@@ -78,7 +79,8 @@ def quantize(
         gen: Generation settings, for the step that is counted.
         pool: Folder of the recorded trajectories; None for a method that needs none.
         seed: Calibration seed.
-        out: Existing folder; gets ``artifact.json``, ``weights.safetensors``, ``report.json``, ``figures/``.
+        out: Existing folder; gets ``artifact.json``, ``weights.safetensors``, ``report.json``,
+            ``figures/``.
         progress: Progress callback.
 
     Returns:
@@ -87,8 +89,8 @@ def quantize(
     transformer: nn.Module = pipeline.transformer
     facts = family_by_name(family)
     sizes = {
-        n: transformer.get_submodule(n).weight.numel() for n in target_linears(facts, transformer)
-    }  # type: ignore[union-attr, operator]
+        n: linear_at(transformer, n).weight.numel() for n in target_linears(facts, transformer)
+    }
     total = sum(p.numel() for p in transformer.parameters())
     figures = out / "figures"
     figures.mkdir()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +18,8 @@ from harness.quant.linear import QuantLinear
 from harness.stages.quantize import REPORT
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from diffusers import DiffusionPipeline
 
 
@@ -35,8 +36,8 @@ def verify(
         fresh: The report lies beside the artifact and is compared with it.
 
     Raises:
-        HarnessError: A target is missing or foreign, quantized at other widths than declared, uses codes outside its
-            grid, or changes when it is rounded again.
+        HarnessError: A target is missing or foreign, quantized at other widths than declared, uses
+            codes outside its grid, or changes when it is rounded again.
     """
     transformer: nn.Module = pipeline.transformer
     targets = target_linears(family_by_name(family), transformer)
