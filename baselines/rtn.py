@@ -1,7 +1,7 @@
 """Round to nearest: min-max grids and nothing else.
 
-Weights symmetric per output channel, activations symmetric, dynamic, per token: the granularity of S2Q-VDiT
-(arXiv 2508.04016, eq. 1), so that the difference to it is what it learns.
+Weights symmetric per output channel, activations symmetric, dynamic, per token: the granularity of
+S2Q-VDiT (arXiv 2508.04016, eq. 1), so that the difference to it is what it learns.
 """
 
 from __future__ import annotations

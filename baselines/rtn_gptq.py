@@ -1,7 +1,8 @@
 """Clip search and GPTQ without any transform: what S2Q-VDiT's rounding gives by itself.
 
-Grids and activations as in ``rtn``; the weight range is searched for each row (QuaRot's linear search), the rounding is
-GPTQ (arXiv 2210.17323) on the same calibration samples that S2Q-VDiT's default would see.
+Grids and activations as in ``rtn``; the weight range is searched for each row (QuaRot's linear
+search), the rounding is GPTQ (arXiv 2210.17323) on the same calibration samples that S2Q-VDiT's
+default would see.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from harness.api import (
     Reproduction,
     Unsupported,
 )
+from harness.models.families.base import linear_at
 from harness.quant.activation import ActivationSpec
 from harness.quant.apply import activation_of, layer_reports
 from harness.quant.artifact import replace_module_
@@ -66,8 +68,8 @@ class RTNGPTQ:
         deviations=(
             Deviation(
                 kind="adaptation",
-                what="Hessians come from the inputs of full-precision blocks; both guidance branches and all timesteps "
-                "that the selection rule keeps",
+                what="Hessians come from the inputs of full-precision blocks; both guidance "
+                "branches and all timesteps that the selection rule keeps",
                 why="the paper treats language models, block after block on quantized inputs",
             ),
         ),
@@ -98,7 +100,7 @@ class RTNGPTQ:
                 activation = activation_of(group, ActivationSpec(bits=ctx.bits.a))
                 for linear in group.linears:
                     rounded = _round(
-                        block.get_submodule(linear), ctx.bits.w, activation, hessians[group.name]
+                        linear_at(block, linear), ctx.bits.w, activation, hessians[group.name]
                     )
                     replace_module_(block, linear, rounded)
             inputs = targets
@@ -113,7 +115,7 @@ class RTNGPTQ:
 
 
 def _round(
-    linear: nn.Module, bits: int, activation: ActivationSpec, hessian: Tensor
+    linear: nn.Linear, bits: int, activation: ActivationSpec, hessian: Tensor
 ) -> QuantLinear:
     """Search the clip of every row, then round by GPTQ."""
     spec = WeightSpec(bits=bits)

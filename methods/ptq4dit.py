@@ -1,19 +1,21 @@
 """PTQ4DiT: Post-training Quantization for Diffusion Transformers.
 
-arXiv 2405.16005, NeurIPS 2024. In five lines:
-1. Channel-wise salience balancing (CSB): scale every channel so that its activation and weight maxima are equal.
-2. Spearman's-rho-guided salience calibration (SSC): the activation maxima are a mean over timesteps, weighted towards
-   timesteps whose salient channels do not coincide with the weight's.
+arXiv 2405.16005, NeurIPS 2024. In five steps:
+1. Channel-wise salience balancing (CSB): scale every channel so that its activation and weight
+   maxima are equal.
+2. Spearman's-rho-guided salience calibration (SSC): the activation maxima are a mean over
+   timesteps, weighted towards timesteps whose salient channels do not coincide with the weight's.
 3. Offline re-parameterisation: the balancing is folded into the modulation and value projections.
-4. Weights: asymmetric per output channel; activations: asymmetric, static, per tensor; ranges by percentile search.
-5. Block reconstruction: AdaRound and learned activation steps against the full-precision block, inputs quantized.
+4. Weights: asymmetric per output channel; activations: asymmetric, static, per tensor; ranges by
+   percentile search.
+5. Block reconstruction: AdaRound and learned activation steps against the full-precision block,
+   inputs quantized.
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,6 +32,7 @@ from harness.api import (
     Reproduction,
     Unsupported,
 )
+from harness.models.families.base import linear_at
 from harness.models.families.fold import fold_scale_
 from harness.quant.activation import ActivationSpec
 from harness.quant.adaround import AdaRoundLinear, StaticActivation, annealed_beta
@@ -57,6 +60,8 @@ from harness.quant.statistics import channel_absmax_by_step, sample_values
 from harness.quant.transform import ChannelScale
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor, nn
 
     from harness.models.families.base import InputGroup
@@ -69,7 +74,7 @@ class PTQ4DiTOptions:
     """Knobs of PTQ4DiT.
 
     Attributes:
-        selection: ``uniform`` (equally spaced timesteps, the paper), or a rule of S2Q-VDiT's table 6.
+        selection: ``uniform`` (equally spaced timesteps, the paper), or a rule of S2Q-VDiT table 6.
         samples: (prompt, timestep) samples; the paper takes 32 for each of 25 or 10 timesteps.
         timesteps: Equally spaced timesteps of ``uniform``.
         balance: Salience balancing; False quantizes the plain weights.
@@ -82,7 +87,8 @@ class PTQ4DiTOptions:
         beta_start: First exponent of the regulariser.
         beta_stop: Last exponent.
         warmup: Share of the iterations without regulariser.
-        token_weights: Weigh the loss by attention mass as S2Q-VDiT does (its table 8 attaches it to PTQ4DiT).
+        token_weights: Weigh the loss by attention mass as S2Q-VDiT does (its table 8 attaches it to
+            PTQ4DiT).
         lambda_min: Smallest token weight then.
         branches: Guidance branches a sample is trained on: ``both``, ``alternate`` or ``cond``.
         modulation: ``w`` quantizes the weights of modulation linears, ``fp`` leaves them out.
@@ -110,24 +116,31 @@ class PTQ4DiTOptions:
 _DEVIATIONS = (
     Deviation(
         kind="adaptation",
-        what="blocks, folds and streams are those of a video DiT; text and video tokens share one balancing",
+        what="blocks, folds and streams are those of a video DiT; text and video tokens share one "
+        "balancing",
         why="the paper quantizes class-conditional image DiTs",
     ),
     Deviation(
         kind="deviation",
-        what="600 AdaRound iterations a block of one sample each at lr 1e-2, where the released code runs 20 000 of 16 or "
-        "32 samples at lr 1e-3; `iterations` raises it and the loss curve is kept",
-        why="the same number of optimiser steps as S2Q-VDiT gets; the full budget is not affordable on video",
+        what="600 AdaRound iterations a block of one sample each at lr 1e-2, where the released "
+        "code runs 20 000 of 16 or 32 samples at lr 1e-3; `iterations` raises it and the loss "
+        "curve is kept",
+        why="the same number of optimiser steps as S2Q-VDiT gets; the full budget is not "
+        "affordable on video",
     ),
     Deviation(
         kind="deviation",
-        what="attention products (QK^T, PV) stay in high precision; only linears inside the blocks are quantized",
-        why="the same target set for every method; the released code also quantizes the attention products",
+        what="attention products (QK^T, PV) stay in high precision; only linears inside the "
+        "blocks are quantized",
+        why="the same target set for every method; the released code also quantizes the attention "
+        "products",
     ),
     Deviation(
         kind="deviation",
-        what="patch, time and final layers stay in high precision, modulation linears keep 16-bit activations",
-        why="the same target set for every method; the released code quantizes every linear and convolution",
+        what="patch, time and final layers stay in high precision, modulation linears keep 16-bit "
+        "activations",
+        why="the same target set for every method; the released code quantizes every linear and "
+        "convolution",
     ),
     Deviation(
         kind="reconstructed",
@@ -136,13 +149,14 @@ _DEVIATIONS = (
     ),
     Deviation(
         kind="reconstructed",
-        what="Spearman's rho and the channel maxima are taken for each timestep, as the paper writes; the released code "
-        "takes them for each sample",
+        what="Spearman's rho and the channel maxima are taken for each timestep, as the paper "
+        "writes; the released code takes them for each sample",
         why="paper and code differ",
     ),
     Deviation(
         kind="reconstructed",
-        what="the re-parameterisation pushes the constant 1 of LN(z)(1+gamma)+beta into the modulation bias",
+        what="the re-parameterisation pushes the constant 1 of LN(z)(1+gamma)+beta into the "
+        "modulation bias",
         why="the paper's formula changes that constant, which unmodified block code cannot",
     ),
 )
@@ -159,10 +173,14 @@ class PTQ4DiT:
     reproduction = Reproduction(
         title="PTQ4DiT: Post-training Quantization for Diffusion Transformers",
         source="arXiv 2405.16005 (NeurIPS 2024)",
-        code="https://github.com/adreamwu/PTQ4DiT (balances online; the re-parameterisation is not in it)",
+        code="https://github.com/adreamwu/PTQ4DiT (balances online; the re-parameterisation is "
+        "not in it)",
         rows=(
             "DiT-XL/2 ImageNet 256, 250 steps, W4A8: FID 7.09 (fp32 4.53)",
-            "CogVideoX-2B W4A6 as re-run by S2Q-VDiT, table 1: imaging 42.91, aesthetic 45.49 (fp 58.69, 55.25)",
+            (
+                "CogVideoX-2B W4A6 as re-run by S2Q-VDiT, table 1: imaging 42.91, aesthetic 45.49 "
+                "(fp 58.69, 55.25)"
+            ),
         ),
         deviations=_DEVIATIONS,
     )
@@ -187,7 +205,7 @@ def choose(ctx: QuantContext, transformer: nn.Module) -> list[Sample]:
 
 
 def uniform_samples(pool: CalibrationPool, count: int, timesteps: int) -> list[Sample]:
-    """Take equally spaced timesteps and for each the same number of prompts, turning through the prompts."""
+    """Take equally spaced timesteps, each with the same number of prompts, taken in turn."""
     steps = torch.linspace(0, pool.steps - 1, min(timesteps, pool.steps)).round().long().tolist()
     each = min(-(-count // len(steps)), len(pool.prompts))
     chosen = {
@@ -290,7 +308,7 @@ class _Run:
     def reparameterise_(
         self, block: nn.Module, scales: dict[str, Tensor]
     ) -> dict[str, list[nn.Module]]:
-        """Fold the balancing into the producers, in place; return what has to stay online, by group."""
+        """Fold the balancing into the producers, in place; return what stays online, by group."""
         online: dict[str, list[nn.Module]] = {}
         for group in self.groups(block):
             if group.name not in scales:
@@ -321,7 +339,7 @@ class _Run:
         for group in groups:
             for name in group.linears:
                 linears[name] = self.adaround_linear(
-                    block.get_submodule(name), online.get(group.name, []), activations[group.name]
+                    linear_at(block, name), online.get(group.name, []), activations[group.name]
                 )
                 replace_module_(trained, name, linears[name])
         self.curves[f"loss_block_{index}"] = self.block_reconstruction(
@@ -336,7 +354,7 @@ class _Run:
                 )
             for name in group.linears:
                 quantized = quantize_linear(
-                    block.get_submodule(name), WeightSpec(bits=bits.w, symmetric=False), spec,
+                    linear_at(block, name), WeightSpec(bits=bits.w, symmetric=False), spec,
                     transforms=online.get(group.name, ()),
                     grid=linears[name].grid, codes=linears[name].codes(),
                 )  # fmt: skip
@@ -378,11 +396,12 @@ class _Run:
         activations: Sequence[StaticActivation],
         index: int,
     ) -> list[float]:
-        """AdaRound and learned activation steps (sec. 4.4 follows Q-Diffusion; details from the code)."""
+        """AdaRound and learned activation steps (sec. 4.4, Q-Diffusion; details from the code)."""
         options = self.options
         rounded = [layer for layer in linears if layer.rounding is not None]
-        # the code sums the error over tokens and averages over channels; here it is summed over channels and
-        # averaged over tokens, so the regulariser is scaled by channels / tokens to keep their proportion
+        # the code sums the error over tokens and averages over channels; here it is summed over
+        # channels and averaged over tokens, so the regulariser is scaled by channels / tokens to
+        # keep their proportion
         first = task.inputs[0].streams
         tokens = sum(value.shape[1] for value in first.values())
         factor = options.round_weight * first[self.family.video_stream].shape[-1] / tokens
@@ -396,11 +415,12 @@ class _Run:
             return factor * torch.stack([layer.regulariser(beta) for layer in rounded]).sum()
 
         steps = 0 if self.ctx.bits.is_identity else options.iterations
+        scales = [a.scale for a in activations if a.scale is not None]
         return train_block(
             trained, self.family, task,
             [
                 {"params": [layer.rounding for layer in rounded], "lr": options.lr_rounding},
-                {"params": [a.scale for a in activations if a.scale is not None], "lr": options.lr_step},
+                {"params": scales, "lr": options.lr_step},
             ],
             optimizer=torch.optim.Adam, steps=steps,
             generator=self.ctx.generator(salt=100 + index), before_step=regulariser,
@@ -409,5 +429,4 @@ class _Run:
 
 def _peak_weight(block: nn.Module, name: str) -> Tensor:
     """s(W): maximum over output channels of |W_j|, ``[in_features]``."""
-    weight: Tensor = block.get_submodule(name).weight  # type: ignore[assignment]
-    return weight.detach().abs().amax(0).float()
+    return linear_at(block, name).weight.detach().abs().amax(0).float()

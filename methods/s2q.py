@@ -1,9 +1,13 @@
-"""S2Q-VDiT: Accurate Quantized Video Diffusion Transformer with Salient Data and Sparse Token Distillation.
+"""S2Q-VDiT: quantization with salient data and sparse token distillation.
 
-arXiv 2508.04016, NeurIPS 2025. In five lines:
-1. Hessian-aware salient data selection: of all (prompt, timestep) candidates keep the N that maximise C_diff * C_quant.
-2. For each block, attention-guided sparse token distillation weighs the output error of a token by the attention it gets.
-3. Channel scale, Kronecker transform and clipping thresholds are learned block by block against full precision.
+Accurate Quantized Video Diffusion Transformer with Salient Data and Sparse Token Distillation,
+arXiv 2508.04016, NeurIPS 2025. In five steps:
+1. Hessian-aware salient data selection: of all (prompt, timestep) candidates keep the N that
+   maximise C_diff * C_quant.
+2. For each block, attention-guided sparse token distillation weighs the output error of a token by
+   the attention it gets.
+3. Channel scale, Kronecker transform and clipping thresholds are learned block by block against
+   full precision.
 4. Scales are folded into the producing layers, weights rounded by GPTQ in the learned basis.
 5. Weights: symmetric per output channel; activations: symmetric, dynamic, per token.
 """
@@ -12,7 +16,6 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,6 +31,7 @@ from harness.api import (
     Reproduction,
     Unsupported,
 )
+from harness.models.families.base import linear_at
 from harness.models.families.fold import fold_scale_
 from harness.quant.activation import ActivationSpec
 from harness.quant.apply import activation_of, layer_reports
@@ -61,6 +65,8 @@ from harness.quant.statistics import channel_absmax
 from harness.quant.transform import ChannelScale
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor, nn
 
     from harness.models.families.base import InputGroup
@@ -72,23 +78,25 @@ class S2QOptions:
     """Knobs of S2Q-VDiT.
 
     Attributes:
-        selection: ``sds``, or a rival of table 6: ``c_diff``, ``c_quant``, ``atop``, ``atfp``, ``rtfp``.
+        selection: ``sds``, or a rival of table 6: ``c_diff``, ``c_quant``, ``atop``, ``atfp``,
+            ``rtfp``.
         samples: N, (prompt, timestep) samples that are kept.
         norm: Norm of C_quant, ``fro`` or ``spectral``.
         token_weights: Attention-guided sparse token distillation; False weighs all tokens alike.
         lambda_min: Weight of the token that receives least attention.
-        text_tokens: ``joint`` normalises attention mass over text and video together, ``video`` within the video
-            tokens, text weighing 1.
+        text_tokens: ``joint`` normalises attention mass over text and video together, ``video``
+            within the video tokens, text weighing 1.
         scale: Learn a channel scale.
-        rotation: Start of the Kronecker transform: ``hadamard``, ``random``, ``identity``, or ``none`` for no transform.
+        rotation: Start of the Kronecker transform: ``hadamard``, ``random``, ``identity``, or
+            ``none`` for no transform.
         learn: Train at all; False keeps scale and rotation at their start and clips nothing.
         epochs: Passes over the N samples for each block.
         lr_transform: Learning rate of scale and transform.
         lr_clip: Learning rate of the clipping thresholds.
         smoothing: Exponent of the initial scale, SmoothQuant's alpha.
         branches: Guidance branches a sample is trained on: ``both``, ``alternate`` or ``cond``.
-        inputs: Block inputs during training: ``fp`` from the full-precision model, ``quantized`` from the quantized
-            blocks before it (targets stay full precision).
+        inputs: Block inputs during training: ``fp`` from the full-precision model, ``quantized``
+            from the quantized blocks before it (targets stay full precision).
         rounding: ``gptq`` or ``rtn``.
         modulation: ``w`` quantizes the weights of modulation linears, ``fp`` leaves them out.
     """
@@ -116,7 +124,8 @@ _DEVIATIONS = (
     Deviation(
         kind="reconstructed",
         what="candidates x_t are the latents that enter the denoiser, cut into its patches",
-        why="the paper says 'denoised feature of timestep t'; the latent is the only such tensor named",
+        why="the paper says 'denoised feature of timestep t'; the latent is the only such tensor "
+        "named",
     ),
     Deviation(
         kind="reconstructed",
@@ -130,7 +139,8 @@ _DEVIATIONS = (
     ),
     Deviation(
         kind="reconstructed",
-        what="each sample is trained on one guidance branch, alternating; 'both' and 'cond' are options",
+        what="each sample is trained on one guidance branch, alternating; 'both' and 'cond' are "
+        "options",
         why="the paper does not mention classifier-free guidance",
     ),
     Deviation(
@@ -140,14 +150,14 @@ _DEVIATIONS = (
     ),
     Deviation(
         kind="reconstructed",
-        what="the rotation-based matrix is a Kronecker product of two invertible factors that starts as a "
-        "random-sign Hadamard matrix; clipping factors start at sigmoid(4)",
+        what="the rotation-based matrix is a Kronecker product of two invertible factors that "
+        "starts as a random-sign Hadamard matrix; clipping factors start at sigmoid(4)",
         why="the paper cites FlatQuant for it and gives no shape or start",
     ),
     Deviation(
         kind="reconstructed",
-        what="the channel scale starts at SmoothQuant's alpha = 0.5; AdamW without weight decay; learning rates fall to "
-        "1e-3 of their start",
+        what="the channel scale starts at SmoothQuant's alpha = 0.5; AdamW without weight decay; "
+        "learning rates fall to 1e-3 of their start",
         why="the paper gives learning rates and a cosine schedule only",
     ),
     Deviation(
@@ -157,13 +167,15 @@ _DEVIATIONS = (
     ),
     Deviation(
         kind="reconstructed",
-        what="every linear inside the blocks is quantized; modulation linears keep 16-bit activations",
+        what="every linear inside the blocks is quantized; modulation linears keep 16-bit "
+        "activations",
         why="the storage the paper prints only comes out so",
     ),
     Deviation(
         kind="reconstructed",
         what="atfp takes all timesteps of five prompts thinned evenly to N",
-        why="table 6 does not say whether its rows share the sample count; all rows here do where the pool allows",
+        why="table 6 does not say whether its rows share the sample count; all rows here do where "
+        "the pool allows",
     ),
 )
 
@@ -177,12 +189,15 @@ class S2Q:
     needs_calibration = True
     unquantized = False
     reproduction = Reproduction(
-        title="S2Q-VDiT: Accurate Quantized Video Diffusion Transformer with Salient Data and Sparse Token "
-        "Distillation",
+        title="S2Q-VDiT: Accurate Quantized Video Diffusion Transformer with Salient Data and "
+        "Sparse Token Distillation",
         source="arXiv 2508.04016 (NeurIPS 2025)",
         code="none released as of 2026-09 (the repository holds a README)",
         rows=(
-            "CogVideoX-2B W4A6, table 1: imaging 55.49, aesthetic 53.74, scene 32.70 (fp 58.69, 55.25, 33.79)",
+            (
+                "CogVideoX-2B W4A6, table 1: imaging 55.49, aesthetic 53.74, scene 32.70 "
+                "(fp 58.69, 55.25, 33.79)"
+            ),
             "CogVideoX-2B W4A4, table 2: imaging 53.71, aesthetic 52.31, scene 34.23",
         ),
         deviations=_DEVIATIONS,
@@ -287,7 +302,7 @@ class _Run:
         absmax = channel_absmax(block, self.family, task.inputs)
         found = _Learned({}, {})
         for group in self.groups(block):
-            linears = {n: block.get_submodule(n) for n in group.linears}
+            linears = {n: linear_at(block, n) for n in group.linears}
             scale = None
             if options.scale and not group.modulation:
                 scale = initial_scale(absmax[group.name], list(linears.values()), options.smoothing)
@@ -326,7 +341,7 @@ class _Run:
     def fold_and_round_(
         self, prefix: str, block: nn.Module, learned: _Learned, inputs: Sequence[BlockInput]
     ) -> None:
-        """Fold the scales into their producers, then round every weight in its learned basis, in place."""
+        """Fold scales into their producers, round every weight in its learned basis, in place."""
         groups = self.groups(block)
         transforms: dict[str, list[nn.Module]] = {}
         for group in groups:
@@ -343,13 +358,12 @@ class _Run:
         hessians = group_hessians(block, self.family, groups, transforms, inputs)
         for group in groups:
             for name in group.linears:
+                linear = linear_at(block, name)
                 layer = self.round_linear(
-                    block.get_submodule(name), group, transforms[group.name], learned, name,
+                    linear, group, transforms[group.name], learned, name,
                     hessians[group.name],
                 )  # fmt: skip
-                self.errors[f"{prefix}.{name}"] = layer_error(
-                    block.get_submodule(name), layer, hessians[group.name]
-                )
+                self.errors[f"{prefix}.{name}"] = layer_error(linear, layer, hessians[group.name])
                 replace_module_(block, name, layer)
 
     def round_linear(
@@ -390,7 +404,7 @@ class _Run:
             plot_token_mass(self.ctx.figures / "token_mass.png", self.masses, names)
 
 
-def initial_scale(absmax: Tensor, linears: Sequence[nn.Module], alpha: float) -> Tensor:
+def initial_scale(absmax: Tensor, linears: Sequence[nn.Linear], alpha: float) -> Tensor:
     """SmoothQuant's scale s_j = max|X_j|^alpha / max|W_j|^(1-alpha) (arXiv 2211.10438, eq. 4).
 
     Args:
@@ -398,13 +412,13 @@ def initial_scale(absmax: Tensor, linears: Sequence[nn.Module], alpha: float) ->
         linears: The linears that read it.
         alpha: Migration strength.
     """
-    weight = torch.stack([m.weight.detach().abs().amax(0) for m in linears]).amax(0)  # type: ignore[union-attr, operator]
+    weight = torch.stack([m.weight.detach().abs().amax(0) for m in linears]).amax(0)
     scale = absmax.clamp_min(1e-5) ** alpha / weight.clamp_min(1e-5) ** (1 - alpha)
     return scale.clamp(1e-5, 1e5)
 
 
 def layer_error(linear: nn.Linear, layer: QuantLinear, hessian: Tensor) -> float:
-    """Relative output error that the rounding of the weight alone causes, tr(dW H dW^T) / tr(W H W^T)."""
+    """Relative output error by the weight's rounding alone, tr(dW H dW^T) / tr(W H W^T)."""
     weight = transformed_weight(linear.weight.float(), list(layer.transforms)).double()
     delta = layer.dequantized().double() - weight
     return float(((delta @ hessian) * delta).sum() / ((weight @ hessian) * weight).sum())

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from harness import registry
-from harness.method import Method
 from harness.testing import MethodConformance
+
+if TYPE_CHECKING:
+    from harness.method import Method
 
 QUICK = {"samples": 4, "epochs": 1, "iterations": 8, "timesteps": 2}
 NAMES = ("ptq4dit", "rtn", "rtn-gptq", "s2q")

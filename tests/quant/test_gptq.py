@@ -11,7 +11,7 @@ from harness.quant.grid import Affine, decode, encode, expand, weight_grid
 
 
 def naive_gptq(weight: Tensor, hessian: Tensor, grid: Affine, bits: int, damp: float) -> Tensor:
-    """Optimal brain quantization in fixed order, the inverse updated by elimination (GPTQ sec. 3)."""
+    """Optimal brain quantization in fixed order, the inverse by elimination (GPTQ sec. 3)."""
     w = weight.double().clone()
     size = w.shape[1]
     damped = hessian.double() + damp * torch.diagonal(hessian).mean() * torch.eye(size).double()
