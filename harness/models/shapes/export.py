@@ -18,9 +18,10 @@ from harness.models.shapes.train_vae import new_vae, normalise_latents_
 def _vae(folder: Path) -> AutoencoderKLCogVideoX:
     if (folder / "vae").exists():
         vae = AutoencoderKLCogVideoX.from_pretrained(folder / "vae")
-        decoder = checkpoint.read(folder / "decoder.pt")
-        if decoder is not None:
-            vae.decoder.load_state_dict(decoder["average"])
+        for stage in ("decoder", "refine"):
+            decoder = checkpoint.read(folder / f"{stage}.pt")
+            if decoder is not None:
+                vae.decoder.load_state_dict(decoder["average"])
         return vae
     vae = new_vae()
     state = checkpoint.read(folder / "vae.pt")

@@ -14,7 +14,7 @@ from harness.models.shapes.world import SPLIT_SALT, held_out_combinations, train
 if TYPE_CHECKING:
     from pathlib import Path
 
-TRAINED = ("vae", "text", "decoder", "denoiser")
+TRAINED = ("vae", "text", "decoder", "refine", "denoiser")
 LAST_LINES = 10
 EVALUATION_SEED = 1000
 

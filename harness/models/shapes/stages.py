@@ -9,8 +9,8 @@ from harness.models.shapes.loop import Progress, Run
 if TYPE_CHECKING:
     import argparse
 
-STEPS = {"vae": 1500, "text": 1000, "decoder": 900, "denoiser": 4000}
-COOLDOWN = {"vae": 900, "text": 400, "decoder": 600, "denoiser": 1000}
+STEPS = {"vae": 1500, "text": 1000, "decoder": 900, "refine": 850, "denoiser": 4000}
+COOLDOWN = {"vae": 900, "text": 400, "decoder": 600, "refine": 600, "denoiser": 1000}
 # The autoencoder's rate does not fall to zero: its decoder is trained further in stage `decoder`.
 FLOOR = {"vae": 4 / 13}
 
@@ -43,6 +43,10 @@ def run_stage(stage: str, args: argparse.Namespace, minutes: float | None) -> bo
         from harness.models.shapes.train_vae import train_decoder
 
         progress = train_decoder(_run(stage, args, minutes))
+    elif stage == "refine":
+        from harness.models.shapes.train_vae import train_decoder
+
+        progress = train_decoder(_run(stage, args, minutes), after="decoder")
     elif stage == "text":
         from harness.models.shapes.train_text import train_text
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-STAGES = ("vae", "text", "latents", "decoder", "denoiser", "export", "record")
+STAGES = ("vae", "text", "latents", "decoder", "refine", "denoiser", "export", "record")
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

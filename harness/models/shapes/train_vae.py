@@ -14,7 +14,8 @@ import torch
 from diffusers import AutoencoderKLCogVideoX
 from torch import Tensor, nn
 
-from harness.models.shapes import FRAMES, HEIGHT, WIDTH
+from harness.errors import HarnessError
+from harness.models.shapes import FRAMES, HEIGHT, WIDTH, checkpoint
 from harness.models.shapes.loop import Progress, Run, step_generator, step_rng, train_
 from harness.models.shapes.world import (
     object_masks,
@@ -33,7 +34,7 @@ CHANNELS = (16, 32, 64)
 # colours, of which a batch of four crops shows too few.
 CROPS, CROP_FRAMES, IMAGES, CLIPS = 4, 9, 28, 2
 CLIP_EVERY, IMAGE_EVERY, IMAGES_FROM_STEP = 4, 2, 567
-EARLY_NOISE, LATE_NOISE = 0.08, 0.04
+EARLY_NOISE, LATE_NOISE, LAST_NOISE = 0.08, 0.04, 0.02
 OBJECT_WEIGHT, SQUARE_SHARE = 6.0, 2.0
 # What is left to the decoder are the edges, a few pixels with large errors: squares count more.
 DECODER_OBJECT_WEIGHT, DECODER_SQUARE_SHARE = 2.0, 12.0
@@ -120,17 +121,18 @@ def reconstruction_loss(
 
 
 def decoder_loss(
-    vae: AutoencoderKLCogVideoX, run: Run, step: int
+    vae: AutoencoderKLCogVideoX, run: Run, step: int, *, images: bool
 ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
     """Return the decoder's loss on one random batch; the encoder is frozen."""
     rng, generator = step_rng(run, step), step_generator(run, step)
-    count, frames = batch_size(step, True)
+    count, frames = batch_size(step, images)
     video, mask = random_clips(rng, count, frames)
     with torch.autocast("cpu", torch.bfloat16):
         with torch.no_grad():
             mean = vae.encode(video).latent_dist.mean.float()
         noise = torch.randn(mean.shape, generator=generator)
-        decoded = vae.decode(mean + LATE_NOISE * noise).sample.float()
+        jitter = LATE_NOISE if images else LAST_NOISE
+        decoded = vae.decode(mean + jitter * noise).sample.float()
     return reconstruction_loss(decoded, video, mask, DECODER_OBJECT_WEIGHT, DECODER_SQUARE_SHARE)
 
 
@@ -153,21 +155,37 @@ def train_vae(run: Run) -> Progress:
     return progress
 
 
-def train_decoder(run: Run) -> Progress:
+def train_decoder(run: Run, after: str | None = None) -> Progress:
     """Train the decoder further while the encoder, and so every latent, stays as it is.
 
-    The denoiser needs only the encoder, so both can be trained at the same time.
+    The denoiser needs only the encoder, so both can be trained at the same time. A second pass,
+    `after` the stage of that name, begins with its average and sees no single frames.
     """
     torch.manual_seed(run.seed)
     vae = load_vae(run.folder)
+    if after is not None:
+        vae.decoder.load_state_dict(finished_average(run.folder, after))
     vae.decoder.requires_grad_(True)
     _, progress = train_(
         run,
         vae.decoder,
         [_optimizer(vae.decoder, DECODER_LR)],
-        lambda step: decoder_loss(vae, run, step),
+        lambda step: decoder_loss(vae, run, step, images=after is None),
     )
     return progress
+
+
+def finished_average(folder: Path, stage: str) -> dict[str, Tensor]:
+    """Return the averaged weights of a finished stage.
+
+    Raises:
+        HarnessError: the stage is not finished.
+    """
+    state = checkpoint.read(folder / f"{stage}.pt")
+    if state is None or not state["finished"]:
+        raise HarnessError(f"stage {stage} is not finished in {folder}", f"run --stage {stage}")
+    average: dict[str, Tensor] = state["average"]
+    return average
 
 
 @torch.no_grad()
