@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from harness.spec import GenSpec
     from harness.store import Store
 
-WORKER_START_S = 8.0  # imports and loading the bundled model, measured on two 2024 server cores
+WORKER_START_S = 8.0  # imports of torch and diffusers, 7.6 and 8.6 s seen on a two-core server
 _LATENT_SHARE = 0.1  # final latents beside raw frames, generously
 _ARTIFACT_BYTES_PER_PARAMETER = 4.0  # every layer kept at float32: the most an artifact can take
 _RESERVE_BYTES = 64 << 20

@@ -41,8 +41,9 @@ class Bundled:
     """A model that ships with the package.
 
     Attributes:
-        clip_s: Seconds a clip on one core of a 2024 server, for the first estimate of a run's time.
-        quantize_s: Seconds of quantizing by method there.
+        clip_s: Guessed seconds a clip on one core; only for the estimate of the first run, after
+            which the store's journal knows.
+        quantize_s: Guessed seconds of quantizing by method, likewise.
     """
 
     variant: str
