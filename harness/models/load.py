@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError
 from harness.models.families import family, family_of_class
@@ -61,22 +60,6 @@ def load_pipeline(spec: ModelSpec, *, device: str, dtype: str) -> DiffusionPipel
     if spec.variant:
         _derive_(pipeline, spec)
     return pipeline
-
-
-def family_of_folder(folder: Path) -> str:
-    """Name the family of a pipeline folder without loading it.
-
-    Raises:
-        HarnessError: The folder is no pipeline or its family is not supported.
-    """
-    try:
-        index: dict[str, Any] = json.loads((folder / "model_index.json").read_text())
-    except (OSError, ValueError) as cause:
-        raise HarnessError(
-            f"'{folder}' is not a pipeline in diffusers format ({type(cause).__name__})",
-            "give a folder written by save_pretrained, or a model name: see `harness list models`",
-        ) from cause
-    return family_of_class(str(index.get("transformer", ["", ""])[1]))
 
 
 def _derive_(pipeline: DiffusionPipeline, spec: ModelSpec) -> None:

@@ -12,13 +12,11 @@ from typing import Any
 from harness.errors import HarnessError, UsageError, unknown_name
 from harness.keys import digest, file_digest
 from harness.models import shapes
+from harness.models.families import family_of_class
 from harness.spec import GenSpec, ModelSpec
 
 SHAPES_WEIGHTS = "HARNESS_SHAPES_WEIGHTS"
 INDEX = "model_index.json"
-FAMILY_OF_CLASS = {"CogVideoXTransformer3DModel": "cogvideox"}
-"""Denoiser class -> family; what ``harness.models.families`` knows, without importing torch."""
-
 # diffusers' CogVideoXPipeline.__call__ defaults; the folder does not record them.
 DEFAULT_STEPS = 50
 DEFAULT_GUIDANCE = 6.0
@@ -147,16 +145,11 @@ def transformer_parameters(spec: ModelSpec) -> int:
 
 def _folder_spec(folder: Path) -> ModelSpec:
     index = _json(folder / INDEX)
-    denoiser = index.get("transformer", [None, ""])[1]
-    if denoiser not in FAMILY_OF_CLASS:
-        raise HarnessError(
-            f"the denoiser class '{denoiser}' of '{folder}' belongs to no supported family",
-            f"supported classes: {', '.join(sorted(FAMILY_OF_CLASS))}",
-        )
+    family = family_of_class(str(index.get("transformer", ["", ""])[1]))
     return ModelSpec(
         name=re.sub(r"[^\w.-]+", "-", folder.name),
         repo=str(folder),
-        family=FAMILY_OF_CLASS[denoiser],
+        family=family,
         gen=_default_gen(folder),
         revision=folder_revision(folder),
     )
