@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from harness.api import BitSpec, QuantContext, QuantReport, Reproduction, Unsupported
 from harness.quant.activation import ActivationSpec
-from harness.quant.apply import activation_of, quantize_linears_
+from harness.quant.apply import MODULATION, activation_of, quantize_linears_
 from harness.quant.linear import QuantLinear, WeightSpec, quantize_linear
+from harness.quant.options import check_choice, check_range
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,6 +32,15 @@ class RTNOptions:
 
     group: int = 0
     modulation: str = "w"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            UsageError: A value is unknown or out of range.
+        """
+        check_range("group", self.group, 0)
+        check_choice("modulation", self.modulation, MODULATION)
 
 
 class RTN:

@@ -23,14 +23,20 @@ from harness.api import (
 )
 from harness.models.families.base import linear_at
 from harness.quant.activation import ActivationSpec
-from harness.quant.apply import activation_of, layer_reports
+from harness.quant.apply import MODULATION, activation_of, layer_reports
 from harness.quant.artifact import replace_module_
-from harness.quant.capture import first_block_inputs, run_block_over, split_branches
+from harness.quant.capture import (
+    BRANCHES,
+    first_block_inputs,
+    run_block_over,
+    split_branches,
+)
 from harness.quant.clip import search_clip
 from harness.quant.gptq import gptq, group_hessians
 from harness.quant.grid import weight_grid
 from harness.quant.linear import QuantLinear, WeightSpec, quantize_linear, stored_grid
-from harness.quant.salience import choose_samples, pool_salience
+from harness.quant.options import check_choice, check_range
+from harness.quant.salience import RULES, choose_samples, pool_salience, shortage
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -52,12 +58,23 @@ class RTNGPTQOptions:
     branches: str = "alternate"
     modulation: str = "w"
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            UsageError: A value is unknown or out of range.
+        """
+        check_choice("selection", self.selection, RULES)
+        check_range("samples", self.samples, 1)
+        check_choice("branches", self.branches, BRANCHES)
+        check_choice("modulation", self.modulation, MODULATION)
+
 
 class RTNGPTQ:
     """Clip search, GPTQ, dynamic per-token activations."""
 
     name = "rtn-gptq"
-    version = 1
+    version = 2
     Options = RTNGPTQOptions
     needs_calibration = True
     unquantized = False
@@ -68,9 +85,16 @@ class RTNGPTQ:
         deviations=(
             Deviation(
                 kind="adaptation",
-                what="Hessians come from the inputs of full-precision blocks; both guidance "
-                "branches and all timesteps that the selection rule keeps",
+                what="Hessians come from the inputs of full-precision blocks, activations "
+                "unrounded, text and video tokens alike, at the samples S2Q-VDiT keeps (one "
+                "guidance branch each, alternating)",
                 why="the paper treats language models, block after block on quantized inputs",
+            ),
+            Deviation(
+                kind="adaptation",
+                what="the range of each weight row is searched before (QuaRot's linear search, "
+                "squared error); no activation order",
+                why="the same grid and order as S2Q-VDiT here, so that only its own parts differ",
             ),
         ),
     )
@@ -108,9 +132,10 @@ class RTNGPTQ:
             execution=SIMULATED,
             layers=layer_reports(transformer),
             calibration_clips=len(pool.prompts),
-            calibration_forwards=pool.forwards + len(chosen) * pool.branches,
+            calibration_forwards=pool.forwards + 2 * len(inputs) * inputs[0].branches,
             calibration_samples=len(chosen),
             seconds=time.perf_counter() - started,
+            notes=shortage(chosen, options.samples),
         )
 
 

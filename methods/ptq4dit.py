@@ -36,26 +36,28 @@ from harness.models.families.base import linear_at
 from harness.models.families.fold import fold_scale_
 from harness.quant.activation import ActivationSpec
 from harness.quant.adaround import AdaRoundLinear, StaticActivation, annealed_beta
-from harness.quant.apply import layer_reports
+from harness.quant.apply import MODULATION, layer_reports
 from harness.quant.artifact import replace_module_
 from harness.quant.attention_mass import block_attention_mass, token_weights
 from harness.quant.block_trainer import BlockTask, train_block
 from harness.quant.calibration import CalibrationPool, Sample
 from harness.quant.capture import (
+    BRANCHES,
     BlockInput,
     first_block_inputs,
     run_block_over,
     split_branches,
 )
 from harness.quant.clip import percentile_grid
-from harness.quant.grid import Affine
+from harness.quant.grid import Affine, storable
 from harness.quant.linear import (
     WeightSpec,
     quantize_linear,
     stored_grid,
     transformed_weight,
 )
-from harness.quant.salience import choose_samples, pool_salience
+from harness.quant.options import check_choice, check_range
+from harness.quant.salience import RULES, choose_samples, pool_salience, shortage
 from harness.quant.statistics import channel_absmax_by_step, sample_values
 from harness.quant.transform import ChannelScale
 
@@ -81,14 +83,14 @@ class PTQ4DiTOptions:
         calibrate: SSC; False takes the maxima at the middle timestep, the paper's ablation "+CSB".
         balance_ff_out: Balance the second feed-forward linear too, online; the paper leaves it out.
         iterations: AdaRound steps for each block; 0 rounds to nearest.
-        lr_rounding: Adam learning rate of the rounding variables.
+        lr_rounding: Adam learning rate of the rounding variables, constant.
         lr_step: Adam learning rate of the activation steps, annealed to 0.
         round_weight: Weight of the rounding regulariser.
         beta_start: First exponent of the regulariser.
         beta_stop: Last exponent.
         warmup: Share of the iterations without regulariser.
-        token_weights: Weigh the loss by attention mass as S2Q-VDiT does (its table 8 attaches it to
-            PTQ4DiT).
+        token_weights: Weigh the loss by attention mass as S2Q-VDiT does (its authors attach it to
+            PTQ4DiT too).
         lambda_min: Smallest token weight then.
         branches: Guidance branches a sample is trained on: ``both``, ``alternate`` or ``cond``.
         modulation: ``w`` quantizes the weights of modulation linears, ``fp`` leaves them out.
@@ -96,7 +98,7 @@ class PTQ4DiTOptions:
 
     selection: str = "uniform"
     samples: int = 40
-    timesteps: int = 10  # PTQ4DiT sec. 5.1, the 512 x 512 setting
+    timesteps: int = 10  # PTQ4DiT, experimental setup at 512 x 512
     balance: bool = True
     calibrate: bool = True
     balance_ff_out: bool = False
@@ -111,6 +113,24 @@ class PTQ4DiTOptions:
     lambda_min: float = 0.5
     branches: str = "alternate"
     modulation: str = "w"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            UsageError: A value is unknown or out of range.
+        """
+        check_choice("selection", self.selection, ("uniform", *RULES))
+        for option in ("samples", "timesteps"):
+            check_range(option, getattr(self, option), 1)
+        for option in ("iterations", "lr_rounding", "lr_step", "round_weight"):
+            check_range(option, getattr(self, option), 0)
+        for option in ("beta_start", "beta_stop"):  # below 1 the gradient at h = 1/2 is infinite
+            check_range(option, getattr(self, option), 1)
+        for option in ("warmup", "lambda_min"):
+            check_range(option, getattr(self, option), 0, 1)
+        check_choice("branches", self.branches, BRANCHES)
+        check_choice("modulation", self.modulation, MODULATION)
 
 
 _DEVIATIONS = (
@@ -144,8 +164,15 @@ _DEVIATIONS = (
     ),
     Deviation(
         kind="reconstructed",
-        what="40 samples: 10 equally spaced timesteps x 4 prompts",
+        what="40 samples: 10 equally spaced timesteps x 4 prompts, one guidance branch each, in "
+        "turn within a timestep (both in the released code; 'both' is an option)",
         why="the same calibration budget as every method",
+    ),
+    Deviation(
+        kind="deviation",
+        what="activation ranges are searched on about 8000 values of each sample, evenly thinned",
+        why="a sort of every activation of a video is not affordable; the released code takes four "
+        "images a timestep",
     ),
     Deviation(
         kind="reconstructed",
@@ -166,7 +193,7 @@ class PTQ4DiT:
     """Salience balancing, Spearman-guided calibration, block reconstruction."""
 
     name = "ptq4dit"
-    version = 1
+    version = 2
     Options = PTQ4DiTOptions
     needs_calibration = True
     unquantized = False
@@ -206,14 +233,16 @@ def choose(ctx: QuantContext, transformer: nn.Module) -> list[Sample]:
 
 def uniform_samples(pool: CalibrationPool, count: int, timesteps: int) -> list[Sample]:
     """Take equally spaced timesteps, each with the same number of prompts, taken in turn."""
-    steps = torch.linspace(0, pool.steps - 1, min(timesteps, pool.steps)).round().long().tolist()
+    spread = min(timesteps, pool.steps, count)
+    steps = torch.linspace(0, pool.steps - 1, spread).round().long().tolist()
     each = min(-(-count // len(steps)), len(pool.prompts))
-    chosen = {
+    # round by round, so that a count that is no multiple of the timesteps takes from all alike
+    chosen = [
         Sample((i * each + j) % len(pool.prompts), step)
-        for i, step in enumerate(steps)
         for j in range(each)
-    }
-    return sorted(chosen)[: max(count, 1)] if len(chosen) > count else sorted(chosen)
+        for i, step in enumerate(steps)
+    ]
+    return sorted(chosen[:count])
 
 
 def spearman_guided_salience(salience: Tensor, weight: Tensor) -> Tensor:
@@ -274,11 +303,18 @@ class _Run:
             execution=SIMULATED,
             layers=layer_reports(self.transformer),
             calibration_clips=len(pool.prompts),
-            calibration_forwards=pool.forwards + len(chosen) * pool.branches,
+            calibration_forwards=pool.forwards + self.evaluations(inputs),
             calibration_samples=len(chosen),
             seconds=time.perf_counter() - started,
+            notes=shortage(chosen, self.options.samples),
             curves=self.curves,
         )
+
+    def evaluations(self, inputs: Sequence[BlockInput]) -> int:
+        """Passes through all blocks after the pool: statistics, targets, masses, training."""
+        passes = 3 + self.options.balance + self.options.token_weights
+        steps = len(self.curves["loss_block_0"])
+        return (passes * len(inputs) + steps) * inputs[0].branches
 
     def groups(self, block: nn.Module) -> list[InputGroup]:
         """Target groups of a block under the modulation option."""
@@ -314,7 +350,7 @@ class _Run:
             if group.name not in scales:
                 continue
             if group.fold is None:
-                online[group.name] = [ChannelScale(scales[group.name].half().float())]
+                online[group.name] = [ChannelScale(storable(scales[group.name]))]
             else:
                 fold_scale_(block, group, scales[group.name])
         return online
@@ -334,7 +370,7 @@ class _Run:
         """Learn rounding and activation steps of a block, then replace its linears, in place."""
         groups, bits = self.groups(block), self.ctx.bits
         activations = self.static_activations(block, task.inputs, online)
-        trained = copy.deepcopy(block)
+        trained = copy.deepcopy(block).float()
         linears: dict[str, AdaRoundLinear] = {}
         for group in groups:
             for name in group.linears:
@@ -396,7 +432,7 @@ class _Run:
         activations: Sequence[StaticActivation],
         index: int,
     ) -> list[float]:
-        """AdaRound and learned activation steps (sec. 4.4, Q-Diffusion; details from the code)."""
+        """AdaRound and learned activation steps (as Q-Diffusion; details from the code)."""
         options = self.options
         rounded = [layer for layer in linears if layer.rounding is not None]
         # the code sums the error over tokens and averages over channels; here it is summed over
@@ -419,7 +455,11 @@ class _Run:
         return train_block(
             trained, self.family, task,
             [
-                {"params": [layer.rounding for layer in rounded], "lr": options.lr_rounding},
+                {
+                    "params": [layer.rounding for layer in rounded],
+                    "lr": options.lr_rounding,
+                    "floor": 1.0,  # the code anneals the activation steps alone
+                },
                 {"params": scales, "lr": options.lr_step},
             ],
             optimizer=torch.optim.Adam, steps=steps,

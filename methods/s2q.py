@@ -34,11 +34,12 @@ from harness.api import (
 from harness.models.families.base import linear_at
 from harness.models.families.fold import fold_scale_
 from harness.quant.activation import ActivationSpec
-from harness.quant.apply import activation_of, layer_reports
+from harness.quant.apply import MODULATION, activation_of, layer_reports
 from harness.quant.artifact import replace_module_
 from harness.quant.attention_mass import block_attention_mass, token_weights
 from harness.quant.block_trainer import BlockTask, train_block
 from harness.quant.capture import (
+    BRANCHES,
     BlockInput,
     first_block_inputs,
     run_block_over,
@@ -46,8 +47,9 @@ from harness.quant.capture import (
 )
 from harness.quant.figures import plot_chosen_timesteps, plot_token_mass
 from harness.quant.gptq import gptq, group_hessians
-from harness.quant.grid import weight_grid
+from harness.quant.grid import storable, weight_grid
 from harness.quant.learned import (
+    ROTATIONS,
     LearnedInput,
     LearnedLinear,
     clip_parameters,
@@ -60,7 +62,8 @@ from harness.quant.linear import (
     stored_grid,
     transformed_weight,
 )
-from harness.quant.salience import choose_samples, pool_salience
+from harness.quant.options import check_choice, check_range
+from harness.quant.salience import NORMS, RULES, choose_samples, pool_salience, shortage
 from harness.quant.statistics import channel_absmax
 from harness.quant.transform import ChannelScale
 
@@ -90,7 +93,8 @@ class S2QOptions:
         rotation: Start of the Kronecker transform: ``hadamard``, ``random``, ``identity``, or
             ``none`` for no transform.
         learn: Train at all; False keeps scale and rotation at their start and clips nothing.
-        epochs: Passes over the N samples for each block.
+        epochs: Passes over N samples for each block; where a rule finds fewer than N, the optimiser
+            still takes epochs * N steps, so that rules differ in their data alone.
         lr_transform: Learning rate of scale and transform.
         lr_clip: Learning rate of the clipping thresholds.
         smoothing: Exponent of the initial scale, SmoothQuant's alpha.
@@ -102,10 +106,10 @@ class S2QOptions:
     """
 
     selection: str = "sds"
-    samples: int = 40  # S2Q-VDiT App. A and table 5 (App. A also says 30)
+    samples: int = 40  # S2Q-VDiT sec. 4.4 and App. A (App. A also says 30)
     norm: str = "fro"
     token_weights: bool = True
-    lambda_min: float = 0.5  # S2Q-VDiT sec. 4.1
+    lambda_min: float = 0.5  # S2Q-VDiT, main experiments; lambda_max is 1 (eq. 11)
     text_tokens: str = "joint"
     scale: bool = True
     rotation: str = "hadamard"
@@ -113,11 +117,32 @@ class S2QOptions:
     epochs: int = 15  # S2Q-VDiT App. A
     lr_transform: float = 5e-3  # S2Q-VDiT App. A
     lr_clip: float = 5e-2  # S2Q-VDiT App. A
-    smoothing: float = 0.5
+    smoothing: float = 0.5  # SmoothQuant's default (arXiv 2211.10438)
     branches: str = "alternate"
     inputs: str = "fp"
     rounding: str = "gptq"
     modulation: str = "w"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            UsageError: A value is unknown or out of range.
+        """
+        check_choice("selection", self.selection, RULES)
+        check_range("samples", self.samples, 1)
+        check_choice("norm", self.norm, NORMS)
+        check_range("lambda_min", self.lambda_min, 0, 1)
+        check_choice("text_tokens", self.text_tokens, ("joint", "video"))
+        check_choice("rotation", self.rotation, ROTATIONS)
+        check_range("epochs", self.epochs, 0)
+        check_range("lr_transform", self.lr_transform, 0)
+        check_range("lr_clip", self.lr_clip, 0)
+        check_range("smoothing", self.smoothing, 0, 1)
+        check_choice("branches", self.branches, BRANCHES)
+        check_choice("inputs", self.inputs, ("fp", "quantized"))
+        check_choice("rounding", self.rounding, ("gptq", "rtn"))
+        check_choice("modulation", self.modulation, MODULATION)
 
 
 _DEVIATIONS = (
@@ -150,13 +175,16 @@ _DEVIATIONS = (
     ),
     Deviation(
         kind="reconstructed",
-        what="the rotation-based matrix is a Kronecker product of two invertible factors that "
-        "starts as a random-sign Hadamard matrix; clipping factors start at sigmoid(4)",
-        why="the paper cites FlatQuant for it and gives no shape or start",
+        what="the rotation-based matrix is a Kronecker product of two invertible factors "
+        "U diag(exp d) V^T, behind the channel scale, that starts as a random-sign Hadamard matrix "
+        "(random orthogonal where a factor's size has none); clipping factors start at sigmoid(4), "
+        "one pair a weight row and one pair an input",
+        why="the paper cites FlatQuant for it and gives no shape, start or order",
     ),
     Deviation(
         kind="reconstructed",
-        what="the channel scale starts at SmoothQuant's alpha = 0.5; AdamW without weight decay; "
+        what="the channel scale is learned as its logarithm and starts at SmoothQuant's alpha = "
+        "0.5 with the mean over samples of the maximum over tokens; AdamW without weight decay; "
         "learning rates fall to 1e-3 of their start",
         why="the paper gives learning rates and a cosine schedule only",
     ),
@@ -164,6 +192,18 @@ _DEVIATIONS = (
         kind="reconstructed",
         what="block inputs come from the full-precision model; 'quantized' is an option",
         why="the paper does not say; released code of the same group caches full-precision inputs",
+    ),
+    Deviation(
+        kind="reconstructed",
+        what="transforms, scale and activation clips are shared by the linears that read one "
+        "tensor; the block loss of eq. 10 covers text and video tokens",
+        why="the paper does not say",
+    ),
+    Deviation(
+        kind="reconstructed",
+        what="GPTQ's Hessians are those of the transformed, unrounded inputs inside the "
+        "full-precision block; damping 0.01, no activation order",
+        why="the paper names GPTQ and gives no setting",
     ),
     Deviation(
         kind="reconstructed",
@@ -175,7 +215,7 @@ _DEVIATIONS = (
         kind="reconstructed",
         what="atfp takes all timesteps of five prompts thinned evenly to N",
         why="table 6 does not say whether its rows share the sample count; all rows here do where "
-        "the pool allows",
+        "the pool allows, and all take the same number of optimiser steps",
     ),
 )
 
@@ -184,7 +224,7 @@ class S2Q:
     """Salient data selection, sparse token distillation, learned transforms, GPTQ."""
 
     name = "s2q"
-    version = 1
+    version = 2
     Options = S2QOptions
     needs_calibration = True
     unquantized = False
@@ -257,14 +297,22 @@ class _Run:
             execution=SIMULATED,
             layers=layer_reports(self.transformer, self.errors.items()),
             calibration_clips=len(pool.prompts),
-            calibration_forwards=pool.forwards + len(chosen) * pool.branches,
+            calibration_forwards=pool.forwards + self.evaluations(inputs),
             calibration_samples=len(chosen),
             seconds=time.perf_counter() - started,
+            notes=shortage(chosen, self.options.samples),
             curves=self.curves,
         )
 
+    def evaluations(self, inputs: Sequence[BlockInput]) -> int:
+        """Passes through all blocks after the pool: statistics, targets, masses, training."""
+        options = self.options
+        passes = 3 + options.token_weights + (options.inputs != "fp")
+        steps = len(self.curves["loss_block_0"])
+        return (passes * len(inputs) + steps) * inputs[0].branches
+
     def hessian_aware_salient_data_selection(self) -> list[Sample]:
-        """Choose the calibration samples (sec. 3.2, eq. 3-8; rivals of table 6)."""
+        """Choose the calibration samples (eq. 3-8; rivals of table 6)."""
         pool, options = self.ctx.calibration, self.options
         salience = pool_salience(pool, self.family, self.transformer, options.norm)
         chosen = choose_samples(
@@ -298,7 +346,7 @@ class _Run:
         """Learn scale, transform and clipping of a block (App. A) and return them."""
         options, bits = self.options, self.ctx.bits
         generator = self.ctx.generator(salt=100 + index)
-        learned_block = copy.deepcopy(block)
+        learned_block = copy.deepcopy(block).float()
         absmax = channel_absmax(block, self.family, task.inputs)
         found = _Learned({}, {})
         for group in self.groups(block):
@@ -351,7 +399,7 @@ class _Run:
             if scale is not None and group.fold is not None:
                 fold_scale_(block, group, scale)
             elif scale is not None:
-                steps.append(ChannelScale(scale.half().float()))
+                steps.append(ChannelScale(storable(scale)))
             if kronecker is not None:
                 steps.append(kronecker)
             transforms[group.name] = steps

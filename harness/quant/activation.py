@@ -77,8 +77,10 @@ def quantize_activation(x: Tensor, spec: ActivationSpec) -> Tensor:
     """Round an activation to its grid and come back; the identity at width 16."""
     if spec.bits == IDENTITY_WIDTH:
         return x
-    rows = grouped(x, spec.group) if spec.group else x
-    return fake_quantize(rows, activation_grid(rows, spec), spec.bits).reshape(x.shape)
+    # at least single precision: in bfloat16 the step and the zero point themselves would be off
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    rows = grouped(wide, spec.group) if spec.group else wide
+    return fake_quantize(rows, activation_grid(rows, spec), spec.bits).reshape(x.shape).to(x.dtype)
 
 
 def activation_codes(x: Tensor, spec: ActivationSpec) -> Tensor:

@@ -74,7 +74,7 @@ class AdaRoundLinear(nn.Module):
         transforms: Sequence[nn.Module] = (),
     ) -> None:
         super().__init__()
-        self.weight, self.bias = weight, bias
+        self.weight, self.bias = weight, None if bias is None else bias.detach().to(weight.dtype)
         self.bits, self.grid, self.activation = bits, grid, activation
         self.transforms = nn.ModuleList(transforms)
         self.rounding: nn.Parameter | None = None

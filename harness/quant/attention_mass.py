@@ -45,6 +45,9 @@ def attention_mass(query: Tensor, key: Tensor, scale: float | None = None) -> Te
     return mass
 
 
+_SDPA = ("query", "key", "value", "attn_mask")  # its first parameters, in order
+
+
 class _SelfAttentionTap(TorchFunctionMode):
     """Sees the query and key of every self-attention that runs under it."""
 
@@ -61,8 +64,9 @@ class _SelfAttentionTap(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is functional.scaled_dot_product_attention:
-            query, key = args[0], args[1]
-            if query.shape[-2] == key.shape[-2] and kwargs.get("attn_mask") is None:
+            named = dict(zip(_SDPA, args, strict=False)) | kwargs
+            query, key = named["query"], named["key"]
+            if query.shape[-2] == key.shape[-2] and named.get("attn_mask") is None:
                 self.masses.append(attention_mass(query, key, kwargs.get("scale")))
         return func(*args, **kwargs)
 

@@ -46,7 +46,7 @@ def reconstruction_loss(
     """
     total, tokens = torch.zeros((), device=next(iter(out.values())).device), 0
     for name, value in out.items():
-        error = (value - target[name]).square().sum(-1)
+        error = (value.float() - target[name].float()).square().sum(-1)
         total = total + (error if weights is None else error * weights[name]).sum()
         tokens += error.numel()
     return total / tokens
@@ -66,11 +66,14 @@ def train_block(
 ) -> list[float]:
     """Minimise the reconstruction loss, one sample a step, epochs shuffled, cosine learning rates.
 
+    Inputs are widened to single precision, whatever the model runs in.
+
     Args:
-        block: Trainable form of the block.
+        block: Trainable form of the block, in single precision.
         family: Its facts.
         task: Data.
-        groups: Optimizer parameter groups, each with its ``lr``.
+        groups: Optimizer parameter groups, each with its ``lr`` and, where it is not ``floor``, the
+            final fraction of it, ``floor``; 1 keeps the rate constant.
         optimizer: Class of the optimizer.
         steps: Optimizer steps.
         generator: Order of the samples.
@@ -88,11 +91,13 @@ def train_block(
     if not filled or steps == 0:
         return []
     optimiser = optimizer(filled)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda i: _cosine(i / steps, floor))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, [_schedule(steps, float(group.get("floor", floor))) for group in filled]
+    )
     curve: list[float] = []
     for step, index in zip(range(steps), _order(len(task.inputs), generator), strict=False):
         extra = before_step(step)
-        out = run_block(block, family, task.inputs[index])
+        out = run_block(block, family, task.inputs[index].in_float32())
         weights = task.weights[index] if task.weights else None
         loss = reconstruction_loss(out, task.targets[index].streams, weights)
         optimiser.zero_grad(set_to_none=True)
@@ -106,6 +111,11 @@ def train_block(
                 "lower the learning rates in the method's options",
             )
     return curve
+
+
+def _schedule(steps: int, floor: float) -> Callable[[int], float]:
+    """Factor on a learning rate at a step: a cosine from 1 to ``floor``."""
+    return lambda step: _cosine(step / steps, floor)
 
 
 def _cosine(progress: float, floor: float) -> float:

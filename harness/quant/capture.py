@@ -58,6 +58,21 @@ class BlockInput:
             fixed={k: take(v) for k, v in self.fixed.items()},
         )
 
+    def in_float32(self) -> BlockInput:
+        """The same sample with every floating point tensor in single precision, for training."""
+
+        def widen(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(widen(v) for v in value)
+            floating = isinstance(value, Tensor) and value.is_floating_point()
+            return value.float() if floating else value
+
+        return BlockInput(
+            sample=self.sample,
+            streams={k: widen(v) for k, v in self.streams.items()},
+            fixed={k: widen(v) for k, v in self.fixed.items()},
+        )
+
 
 @torch.no_grad()
 def first_block_inputs(
@@ -103,13 +118,16 @@ def first_block_inputs(
     ]
 
 
+BRANCHES = ("both", "alternate", "cond")
+
+
 def split_branches(inputs: Sequence[BlockInput], rule: str) -> list[BlockInput]:
     """Choose the guidance branches of every sample.
 
     Args:
         inputs: Samples with all branches, the conditional one last.
-        rule: ``both`` keeps the batch, ``cond`` the last branch, ``alternate`` one branch a sample
-            in turn.
+        rule: ``both`` keeps the batch, ``cond`` the last branch, ``alternate`` one branch a sample,
+            in turn within each timestep and from timestep to timestep.
 
     Raises:
         ValueError: The rule is unknown.
@@ -119,8 +137,16 @@ def split_branches(inputs: Sequence[BlockInput], rule: str) -> list[BlockInput]:
     if rule == "cond":
         return [given.branch(given.branches - 1) for given in inputs]
     if rule == "alternate":
-        return [given.branch((i + 1) % given.branches) for i, given in enumerate(inputs)]
-    raise ValueError(f"unknown branch rule {rule!r}; known: both, cond, alternate")
+        # not in turn along the list: with an even number of samples a prompt, that would give each
+        # timestep one branch only
+        order = sorted({given.sample.step for given in inputs})
+        turns = {step: rank for rank, step in enumerate(order, start=1)}
+        taken = []
+        for given in inputs:
+            taken.append(given.branch(turns[given.sample.step] % given.branches))
+            turns[given.sample.step] += 1
+        return taken
+    raise ValueError(f"unknown branch rule {rule!r}; known: {', '.join(BRANCHES)}")
 
 
 def run_block(block: nn.Module, family: Family, given: BlockInput) -> dict[str, Tensor]:

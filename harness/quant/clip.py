@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -73,6 +75,12 @@ def percentile_grid(x: Tensor, bits: int, percentiles: tuple[float, ...]) -> Aff
 
 
 def _quantile(ordered: Tensor, q: float) -> Tensor:
-    """Per-row quantile of sorted rows by nearest rank."""
-    rank = round(q * (ordered.shape[-1] - 1))
-    return ordered[..., rank : rank + 1]
+    """Per-row quantile of sorted rows, linear between ranks (``torch.quantile`` of any size).
+
+    Between ranks and not the nearest one: in a row of a few hundred weights the nearest rank of
+    every candidate is the extreme itself, and the search would choose between equals.
+    """
+    rank = q * (ordered.shape[-1] - 1)
+    low = math.floor(rank)
+    high = math.ceil(rank)
+    return torch.lerp(ordered[..., low : low + 1], ordered[..., high : high + 1], rank - low)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from harness.models.families.base import Family, InputGroup
 
-PERCDAMP = 0.01  # GPTQ sec. 4, "dampening"
-BLOCK = 128  # GPTQ sec. 3.3, "lazy batch-updates"
+PERCDAMP = 0.01  # GPTQ, "Step 3: Cholesky Reformulation"
+BLOCK = 128  # GPTQ, "Step 2: Lazy Batch-Updates"
 
 
 class Hessian:

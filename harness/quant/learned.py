@@ -22,6 +22,7 @@ from harness.quant.transform import Kronecker, kronecker_sizes
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+ROTATIONS = ("hadamard", "random", "identity", "none")
 CLIP_LOGIT = 4.0  # sigmoid(4.0) = 0.982, FlatQuant's initial clipping factor
 
 
@@ -59,7 +60,10 @@ def _cayley(free: Tensor) -> Tensor:
 
 
 def _rotation(size: int, kind: str, generator: torch.Generator) -> Tensor:
-    """Initial orthonormal factor: random-sign Hadamard, random orthogonal, or the identity."""
+    """Initial orthonormal factor: random-sign Hadamard, random orthogonal, or the identity.
+
+    A size without a Hadamard matrix of its full order starts at a random orthogonal one.
+    """
     if kind == "identity":
         return torch.eye(size)
     if kind == "random" or hadamard.shape_of(size).blocks > 1:
@@ -182,7 +186,8 @@ class LearnedLinear(nn.Module):
     """A linear whose weight is rounded with learned clipping in the basis of a ``LearnedInput``.
 
     Args:
-        linear: The full-precision layer; its parameters are frozen.
+        linear: The full-precision layer; its parameters are read, in single precision or wider,
+            and stay where they are.
         shared: The group's input.
         w_bits: Weight width; 16 leaves the weight alone.
         clip: Whether clipping factors are learned.
@@ -190,7 +195,9 @@ class LearnedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, shared: LearnedInput, w_bits: int, *, clip: bool) -> None:
         super().__init__()
-        self.linear = linear.requires_grad_(False)
+        dtype = torch.promote_types(linear.weight.dtype, torch.float32)
+        self.weight = linear.weight.detach().to(dtype)
+        self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
         self.shared = shared
         self.w_bits = w_bits
         learns_clip = clip and w_bits < IDENTITY_WIDTH
@@ -199,10 +206,10 @@ class LearnedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the layer on rounded values; ``[..., in]`` to ``[..., out]``, differentiable."""
-        return functional.linear(self.shared.activation(x), self._rounded(), self.linear.bias)
+        return functional.linear(self.shared.activation(x), self._rounded(), self.bias)
 
     def _rounded(self) -> Tensor:
-        weight = self.shared.weight(self.linear.weight)
+        weight = self.shared.weight(self.weight)
         if self.w_bits == IDENTITY_WIDTH:
             return weight
         low, high = self.clip_factors()

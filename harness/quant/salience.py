@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from harness.quant.calibration import CalibrationPool, Sample
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from harness.models.families.base import Family
 
 RULES = ("sds", "c_diff", "c_quant", "atop", "atfp", "rtfp")
+NORMS: dict[str, str | int] = {"fro": "fro", "spectral": 2}
 FIVE = 5  # prompts of the atfp and rtfp rows, S2Q-VDiT table 6
 
 
@@ -45,7 +48,7 @@ def quantization_salience(tokens: Tensor, norm: str = "fro") -> float:
         norm: ``fro`` or ``spectral``; the paper writes ||.||_2.
     """
     gram = tokens.double().T @ tokens.double()
-    return float(torch.linalg.matrix_norm(gram, ord="fro" if norm == "fro" else 2))
+    return float(torch.linalg.matrix_norm(gram, ord=NORMS[norm]))
 
 
 def pool_salience(
@@ -106,3 +109,10 @@ def choose_samples(
     else:
         raise ValueError(f"unknown selection rule {rule!r}; known: {', '.join(RULES)}")
     return [candidates[i] for i in chosen.tolist()]
+
+
+def shortage(chosen: Sequence[Sample], asked: int) -> tuple[str, ...]:
+    """Note for the report where the rule or the pool gave fewer samples than were asked for."""
+    if len(chosen) == asked:
+        return ()
+    return (f"calibrated on {len(chosen)} samples of {asked} asked for: the pool has no more",)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -75,6 +76,14 @@ def channel_absmax_by_step(
     return {name: torch.stack([steps[t] for t in sorted(steps)]) for name, steps in peaks.items()}
 
 
+def _stride(count: int, width: int) -> int:
+    """Stride that keeps about ``VALUES_KEPT`` values and visits every channel."""
+    stride = max(1, count // VALUES_KEPT)
+    while math.gcd(stride, width) > 1:
+        stride += 1
+    return stride
+
+
 def sample_values(
     block: nn.Module,
     family: Family,
@@ -98,8 +107,7 @@ def sample_values(
         for transform in transforms.get(group, ()):
             x = transform(x)
         flat = x.reshape(-1)
-        # an odd stride visits every channel; a stride that divides the width would not
-        stride = max(1, flat.numel() // VALUES_KEPT) | 1
+        stride = _stride(flat.numel(), x.shape[-1])
         found.setdefault(group, []).append(flat[::stride].float())
 
     _over_groups(block, family, inputs, see)

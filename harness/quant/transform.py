@@ -52,11 +52,11 @@ class ChannelScale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Divide the channels of activations ``[..., in_features]``."""
-        return x / self.scale.to(x.dtype)
+        return (x / self.scale).to(x.dtype)
 
     def weight(self, weight: Tensor) -> Tensor:
         """Multiply the columns of a weight ``[out_features, in_features]``."""
-        return weight * self.scale.to(weight.dtype)
+        return (weight * self.scale).to(weight.dtype)
 
     def tensors(self) -> dict[str, Tensor]:
         """The factors."""
@@ -77,11 +77,16 @@ class Hadamard(nn.Module):
 
     kind = "hadamard"
     signs: Tensor
+    _outer: Tensor
+    _inner: Tensor
 
     def __init__(self, signs: Tensor) -> None:
         super().__init__()
         self.register_buffer("signs", signs.to(torch.int8).clone())
-        self._outer, self._inner = hadamard.factors(signs.numel())
+        outer, inner = hadamard.factors(signs.numel())
+        # buffers, so that they move with the module once and not at every forward pass
+        self.register_buffer("_outer", outer, persistent=False)
+        self.register_buffer("_inner", inner, persistent=False)
 
     @classmethod
     def random(cls, width: int, generator: torch.Generator) -> Hadamard:
@@ -146,14 +151,19 @@ class Kronecker(nn.Module):
 
 
 def _kronecker(x: Tensor, outer: Tensor, inner: Tensor) -> Tensor:
-    """``x (outer (x) inner)`` on the last dimension, without forming the product."""
+    """``x (outer (x) inner)`` on the last dimension, without forming the product.
+
+    Computed in the wider of both precisions: the weight was mapped by the inverse of the factors as
+    they are stored, so rounding them to bfloat16 here would no longer cancel.
+    """
     a, b = outer.shape[0], inner.shape[0]
-    grid = x.reshape(*x.shape[:-1], a, b)
+    wide = torch.promote_types(x.dtype, outer.dtype)
+    grid = x.to(wide).reshape(*x.shape[:-1], a, b)
     if b > 1:
-        grid = grid @ inner.to(device=x.device, dtype=x.dtype)
+        grid = grid @ inner.to(device=x.device, dtype=wide)
     if a > 1:
-        grid = outer.T.to(device=x.device, dtype=x.dtype) @ grid
-    return grid.reshape(x.shape)
+        grid = outer.T.to(device=x.device, dtype=wide) @ grid
+    return grid.reshape(x.shape).to(x.dtype)
 
 
 def kronecker_sizes(width: int) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from diffusers import DiffusionPipeline
+
+    from harness.quant.activation import ActivationSpec
 
 
 def verify(
@@ -41,9 +44,10 @@ def verify(
     """
     transformer: nn.Module = pipeline.transformer
     targets = target_linears(family_by_name(family), transformer)
-    load_artifact_(transformer, artifact)
+    manifest = load_artifact_(transformer, artifact)
+    modulation = manifest.get("options", {}).get("modulation") != "fp"
     layers = {n: m for n, m in transformer.named_modules() if isinstance(m, QuantLinear)}
-    problems = [*_coverage(layers, targets)]
+    problems = [*_coverage(layers, targets, modulation)]
     for name, layer in layers.items():
         problems += [f"{name}: {what}" for what in _layer_problems(layer)]
     if fresh:
@@ -56,9 +60,14 @@ def verify(
         )
 
 
-def _coverage(layers: dict[str, QuantLinear], targets: dict[str, InputGroup]) -> list[str]:
+def _coverage(
+    layers: dict[str, QuantLinear], targets: dict[str, InputGroup], modulation: bool
+) -> list[str]:
+    """Targets missing, foreign or nested; modulation linears may be left out only as an option."""
     foreign = sorted(set(layers) - set(targets))
-    missing = sorted(n for n in set(targets) - set(layers) if not targets[n].modulation)
+    missing = sorted(
+        n for n in set(targets) - set(layers) if modulation or not targets[n].modulation
+    )
     nested = [n for n in layers for m in layers if m.startswith(f"{n}.")]
     return [
         *(f"{n} is quantized but is no target" for n in foreign),
@@ -69,9 +78,10 @@ def _coverage(layers: dict[str, QuantLinear], targets: dict[str, InputGroup]) ->
 
 def _layer_problems(layer: QuantLinear) -> list[str]:
     grid, spec = layer.grid, layer.weight_spec
+    found = _activation_problems(layer.activation_spec)
     if grid is None:
-        return [] if bool(torch.isfinite(layer.codes).all()) else ["a weight is not finite"]
-    found = []
+        finite = bool(torch.isfinite(layer.codes).all())
+        return found if finite else [*found, "a weight is not finite"]
     codes = layer.codes.float()
     low, high = code_range(spec.bits, spec.symmetric)
     if bool((codes < low).any()) or bool((codes > high).any()):
@@ -85,6 +95,18 @@ def _layer_problems(layer: QuantLinear) -> list[str]:
     if not torch.equal(again, codes):
         found.append("rounding it again changes its codes")
     return found
+
+
+def _activation_problems(spec: ActivationSpec) -> list[str]:
+    """A range that is no range: a static one upside down, a clip that shows nothing or widens."""
+    if spec.bits == IDENTITY_WIDTH:
+        return []
+    if spec.static_low is not None and spec.static_high is not None:
+        if -math.inf < spec.static_low < spec.static_high < math.inf:
+            return []
+        return [f"the activation range {spec.static_low}..{spec.static_high} is empty"]
+    factors = (spec.clip_low, spec.clip_high)
+    return [] if all(0 < f <= 1 for f in factors) else [f"activation clip factors {factors}"]
 
 
 def _against_report(

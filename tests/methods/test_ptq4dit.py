@@ -92,6 +92,22 @@ def test_uniform_samples_cover_timesteps_evenly_and_turn_through_the_prompts() -
     assert {s.prompt for s in chosen} == set(range(10))
 
 
+@pytest.mark.parametrize(("count", "timesteps"), [(4, 10), (35, 10), (16, 16), (7, 3)])
+def test_fewer_samples_than_a_full_round_still_cover_the_whole_trajectory(
+    count: int, timesteps: int
+) -> None:
+    pool = CalibrationPool(
+        folder=Path("unused"), prompts=tuple("abcdefghij"), timesteps=tuple(range(16)),
+        branches=2, forwards=0, seconds=0.0,
+    )  # fmt: skip
+    chosen = uniform_samples(pool, count, timesteps)
+    assert len(set(chosen)) == len(chosen) == count
+    steps = [s.step for s in chosen]
+    assert (min(steps), max(steps)) == (0, 15)
+    counts = [steps.count(t) for t in set(steps)]
+    assert max(counts) - min(counts) <= 1
+
+
 def adaround(bits: int = 3) -> AdaRoundLinear:
     weight = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
     grid = weight_grid(weight * 1.5, bits, symmetric=False)  # nothing is clamped

@@ -14,7 +14,7 @@ from harness.errors import HarnessError
 from harness.method import QuantContext, QuantReport
 from harness.models.families import family
 from harness.quant.block_trainer import BlockTask, reconstruction_loss, train_block
-from harness.quant.calibration import CalibrationPool, Sample, record_pool
+from harness.quant.calibration import CalibrationPool, DenoiserCall, Sample, record_pool
 from harness.quant.capture import BlockInput, first_block_inputs, run_block_over, split_branches
 from harness.quant.learned import LearnedInput, LearnedLinear
 from harness.quant.linear import QuantLinear, quantize_linear
@@ -205,6 +205,98 @@ def test_branches_are_split_as_asked(bench: tuple[nn.Module, CalibrationPool]) -
         assert torch.equal(alternate[1].streams[name], inputs[1].streams[name][:1])
     with pytest.raises(ValueError, match="unknown branch rule"):
         split_branches(inputs, "uncond")
+
+
+@pytest.mark.parametrize("steps", [(0, 1, 2, 3), (5,), (2, 7)])
+def test_every_timestep_alternates_between_the_branches(steps: tuple[int, ...]) -> None:
+    both = torch.tensor([[[0.0]], [[1.0]]])
+    inputs = [
+        BlockInput(sample=Sample(prompt, step), streams={"hidden_states": both})
+        for prompt in range(4)
+        for step in steps
+    ]
+    taken = split_branches(inputs, "alternate")
+    for step in steps:
+        branches = [float(t.streams["hidden_states"]) for t in taken if t.sample.step == step]
+        assert sum(branches) == 2
+
+
+def test_rules_that_find_fewer_samples_say_so(bench: tuple[nn.Module, CalibrationPool]) -> None:
+    _, report = quantized(bench, samples=9, selection="atop", epochs=1)
+    assert report.calibration_samples == 4
+    assert report.notes == ("calibrated on 4 samples of 9 asked for: the pool has no more",)
+    # statistics, targets, masses, Hessians of 4 samples, and 9 steps of training
+    assert report.calibration_forwards == bench[1].forwards + 4 * 4 + 9
+
+
+def test_a_bfloat16_model_is_trained_in_single_precision_and_keeps_its_dtype(
+    bench: tuple[nn.Module, CalibrationPool],
+) -> None:
+    from methods.ptq4dit import PTQ4DiT, PTQ4DiTOptions
+
+    half = copy.deepcopy(bench[0]).to(torch.bfloat16)
+    call = {
+        k: v.to(torch.bfloat16) if isinstance(v, torch.Tensor) and v.is_floating_point() else v
+        for k, v in bench[1].call(Sample(1, 2)).arguments.items()
+    }
+
+    class Pool(CalibrationPool):
+        def call(self, sample: Sample, device: torch.device | None = None) -> DenoiserCall:
+            found = CalibrationPool.call(self, sample, device)
+            return DenoiserCall(
+                arguments={
+                    k: v.to(torch.bfloat16)
+                    if isinstance(v, torch.Tensor) and v.is_floating_point()
+                    else v
+                    for k, v in found.arguments.items()
+                },
+                branches=found.branches,
+            )
+
+    pool = Pool.open(bench[1].folder)
+    with torch.no_grad():
+        exact = half(**call)[0].float()
+    for method, options in (
+        (S2Q(), S2QOptions(samples=4, epochs=1)),
+        (PTQ4DiT(), PTQ4DiTOptions(samples=4, iterations=4, balance_ff_out=True)),
+    ):
+        for bits, allowed in (("w16a16", 3e-3), ("w8a8", 2e-2)):
+            transformer = copy.deepcopy(half)
+            ctx = QuantContext(
+                bits=BitSpec.parse(bits), options=options, family=FAMILY,
+                device=torch.device("cpu"), pool=pool,
+            )  # fmt: skip
+            method.quantize_(transformer, ctx)
+            with torch.no_grad():
+                out = transformer(**call)[0]
+            assert out.dtype == torch.bfloat16
+            error = (out.float() - exact).square().sum() / exact.square().sum()
+            assert float(error) < allowed, (method.name, bits, float(error))
+
+
+def test_a_group_may_keep_its_learning_rate(bench: tuple[nn.Module, CalibrationPool]) -> None:
+    inputs = first_block_inputs(bench[0], FAMILY, bench[1], [Sample(0, 0)])
+    _, block = FAMILY.blocks(bench[0])[0]
+    trained = copy.deepcopy(block)
+    parameters = [trained.norm1.linear.bias, trained.norm2.linear.bias]
+    rates: list[list[float]] = []
+
+    class Watched(torch.optim.SGD):
+        def step(self, closure: None = None) -> None:  # type: ignore[override]
+            rates.append([group["lr"] for group in self.param_groups])
+            super().step(closure)
+
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    train_block(
+        trained, FAMILY, BlockTask(inputs=inputs, targets=run_block_over(block, FAMILY, inputs)),
+        [{"params": parameters[:1], "lr": 0.1, "floor": 1.0},
+         {"params": parameters[1:], "lr": 0.1}],
+        optimizer=Watched, steps=4, generator=torch.Generator(),
+    )  # fmt: skip
+    assert [rate for rate, _ in rates] == pytest.approx([0.1] * 4)
+    assert [rate for _, rate in rates] == sorted((rate for _, rate in rates), reverse=True)
+    assert rates[-1][1] < 0.05
 
 
 def test_a_diverging_block_is_an_error_and_not_a_row(
