@@ -11,6 +11,7 @@ from transformers import T5EncoderModel, T5Tokenizer
 
 from harness.errors import HarnessError
 from harness.models.shapes import checkpoint
+from harness.models.shapes.train import DECODER_STAGES
 from harness.models.shapes.train_denoiser import new_scheduler, new_transformer
 from harness.models.shapes.train_vae import new_vae, normalise_latents_
 
@@ -18,7 +19,7 @@ from harness.models.shapes.train_vae import new_vae, normalise_latents_
 def _vae(folder: Path) -> AutoencoderKLCogVideoX:
     if (folder / "vae").exists():
         vae = AutoencoderKLCogVideoX.from_pretrained(folder / "vae")
-        for stage in ("decoder", "refine"):
+        for stage in DECODER_STAGES:
             decoder = checkpoint.read(folder / f"{stage}.pt")
             if decoder is not None:
                 vae.decoder.load_state_dict(decoder["average"])

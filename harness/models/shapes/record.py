@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from harness.models.shapes import GUIDANCE, STEPS, checkpoint
 from harness.models.shapes.evaluate import evaluate, machine
+from harness.models.shapes.train import DECODER_STAGES
 from harness.models.shapes.world import SPLIT_SALT, held_out_combinations, training_combinations
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-TRAINED = ("vae", "text", "decoder", "refine", "denoiser")
+TRAINED = ("vae", "text", *DECODER_STAGES, "denoiser")
 LAST_LINES = 10
 EVALUATION_SEED = 1000
 

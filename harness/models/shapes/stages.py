@@ -9,8 +9,24 @@ from harness.models.shapes.loop import Progress, Run
 if TYPE_CHECKING:
     import argparse
 
-STEPS = {"vae": 1500, "text": 1000, "decoder": 900, "refine": 850, "denoiser": 4000}
-COOLDOWN = {"vae": 900, "text": 400, "decoder": 600, "refine": 600, "denoiser": 1000}
+STEPS = {
+    "vae": 1500,
+    "text": 1000,
+    "decoder": 900,
+    "refine": 850,
+    "sharpen": 640,
+    "polish": 480,
+    "denoiser": 3350,
+}
+COOLDOWN = {
+    "vae": 900,
+    "text": 400,
+    "decoder": 600,
+    "refine": 600,
+    "sharpen": 620,
+    "polish": 450,
+    "denoiser": 950,
+}
 # The autoencoder's rate does not fall to zero: its decoder is trained further in stage `decoder`.
 FLOOR = {"vae": 4 / 13}
 
@@ -47,6 +63,14 @@ def run_stage(stage: str, args: argparse.Namespace, minutes: float | None) -> bo
         from harness.models.shapes.train_vae import train_decoder
 
         progress = train_decoder(_run(stage, args, minutes), after="decoder")
+    elif stage == "sharpen":
+        from harness.models.shapes.train_vae import train_decoder
+
+        progress = train_decoder(_run(stage, args, minutes), after="refine", muon=True)
+    elif stage == "polish":
+        from harness.models.shapes.train_vae import train_decoder
+
+        progress = train_decoder(_run(stage, args, minutes), after="sharpen", muon=True, plain=True)
     elif stage == "text":
         from harness.models.shapes.train_text import train_text
 

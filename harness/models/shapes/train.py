@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-STAGES = ("vae", "text", "latents", "decoder", "refine", "denoiser", "export", "record")
+DECODER_STAGES = ("decoder", "refine", "sharpen", "polish")
+STAGES = ("vae", "text", "latents", *DECODER_STAGES, "denoiser", "export", "record")
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from harness.errors import HarnessError
 from harness.models.shapes import FRAMES, HEIGHT, WIDTH, checkpoint
 from harness.models.shapes.loop import Progress, Run, step_generator, step_rng, train_
+from harness.models.shapes.muon import KernelMuon
 from harness.models.shapes.world import (
     object_masks,
     render,
@@ -40,6 +41,8 @@ OBJECT_WEIGHT, SQUARE_SHARE = 6.0, 2.0
 DECODER_OBJECT_WEIGHT, DECODER_SQUARE_SHARE = 2.0, 12.0
 KL_WEIGHT = 2e-5
 BASE_LR, DECODER_LR = 3e-3, 1.5e-3
+MUON_LR, MUON_OUTPUTS = 0.004, 8
+SQUARE_UNIT = 12.0
 
 
 def new_vae() -> AutoencoderKLCogVideoX:
@@ -121,9 +124,12 @@ def reconstruction_loss(
 
 
 def decoder_loss(
-    vae: AutoencoderKLCogVideoX, run: Run, step: int, *, images: bool
+    vae: AutoencoderKLCogVideoX, run: Run, step: int, *, images: bool, plain: bool = False
 ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
-    """Return the decoder's loss on one random batch; the encoder is frozen."""
+    """Return the decoder's loss on one random batch; the encoder is frozen.
+
+    `plain` counts every pixel's square alike: what PSNR measures.
+    """
     rng, generator = step_rng(run, step), step_generator(run, step)
     count, frames = batch_size(step, images)
     video, mask = random_clips(rng, count, frames)
@@ -133,6 +139,9 @@ def decoder_loss(
         noise = torch.randn(mean.shape, generator=generator)
         jitter = LATE_NOISE if images else LAST_NOISE
         decoded = vae.decode(mean + jitter * noise).sample.float()
+    if plain:
+        error = (decoded - video).square().mean()
+        return SQUARE_UNIT * error, {"psnr_db": 10 * torch.log10(4.0 / error.detach())}
     return reconstruction_loss(decoded, video, mask, DECODER_OBJECT_WEIGHT, DECODER_SQUARE_SHARE)
 
 
@@ -155,10 +164,24 @@ def train_vae(run: Run) -> Progress:
     return progress
 
 
-def train_decoder(run: Run, after: str | None = None) -> Progress:
+def _kernel_optimizers(module: nn.Module) -> list[torch.optim.Optimizer]:
+    """Split the parameters: Muon for the kernels of eight or more outputs, AdamW else."""
+    kernels = [p for p in module.parameters() if p.ndim == 5 and len(p) >= MUON_OUTPUTS]
+    known = {id(p) for p in kernels}
+    rest = [p for p in module.parameters() if id(p) not in known]
+    adam = [{"params": rest, "base_lr": DECODER_LR}]
+    return [
+        KernelMuon([{"params": kernels, "base_lr": MUON_LR}], lr=MUON_LR),
+        torch.optim.AdamW(adam, lr=DECODER_LR, betas=(0.9, 0.99), weight_decay=1e-4),
+    ]
+
+
+def train_decoder(
+    run: Run, after: str | None = None, *, muon: bool = False, plain: bool = False
+) -> Progress:
     """Train the decoder further while the encoder, and so every latent, stays as it is.
 
-    The denoiser needs only the encoder, so both can be trained at the same time. A second pass,
+    The denoiser needs only the encoder, so both can be trained at the same time. A later pass,
     `after` the stage of that name, begins with its average and sees no single frames.
     """
     torch.manual_seed(run.seed)
@@ -169,8 +192,8 @@ def train_decoder(run: Run, after: str | None = None) -> Progress:
     _, progress = train_(
         run,
         vae.decoder,
-        [_optimizer(vae.decoder, DECODER_LR)],
-        lambda step: decoder_loss(vae, run, step, images=after is None),
+        _kernel_optimizers(vae.decoder) if muon else [_optimizer(vae.decoder, DECODER_LR)],
+        lambda step: decoder_loss(vae, run, step, images=after is None, plain=plain),
     )
     return progress
 

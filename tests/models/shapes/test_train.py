@@ -15,6 +15,7 @@ from torch import nn
 from harness.errors import HarnessError
 from harness.models.shapes import checkpoint
 from harness.models.shapes.loop import Run, learning_rate_factor, step_generator, train_
+from harness.models.shapes.muon import orthogonal
 
 ROOT = Path(__file__).parents[3]
 
@@ -114,6 +115,14 @@ def test_a_truncated_checkpoint_is_an_error_that_says_what_to_do(tmp_path: Path)
     assert "delete it" in caught.value.hint
 
 
+def test_muon_makes_singular_values_nearly_one() -> None:
+    for shape in ((6, 20), (20, 6), (8, 8)):
+        matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        values = torch.linalg.svdvals(orthogonal(matrix))
+        assert values.min() > 0.4
+        assert values.max() < 1.4
+
+
 def test_publishing_leaves_no_partial_file(tmp_path: Path) -> None:
     checkpoint.publish(tmp_path / "a.pt", {"step": 1})
     checkpoint.publish(tmp_path / "a.pt", {"step": 2})
@@ -131,6 +140,8 @@ def test_the_command_makes_a_pipeline_that_diffusers_loads(tmp_path: Path) -> No
         "text": ["--steps", "2"],
         "latents": ["--clips", "3"],
         "decoder": ["--steps", "1"],
+        "refine": ["--steps", "1"],
+        "sharpen": ["--steps", "1"],
         "denoiser": ["--steps", "1"],
         "export": [],
     }.items():
