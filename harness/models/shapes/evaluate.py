@@ -59,7 +59,7 @@ def load_pipeline(folder: Path) -> Any:
     """Load the pipeline in single precision, quiet."""
     from diffusers import CogVideoXPipeline
 
-    pipeline = CogVideoXPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline = CogVideoXPipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

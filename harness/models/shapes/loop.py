@@ -194,4 +194,6 @@ def _resume_(
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
     step = int(state["step"])
-    return Progress(step=step, seconds=state["seconds"], finished=step >= run.steps)
+    # A stage that is prolonged is no longer finished; one cut off after its last step not yet.
+    finished = bool(state["finished"]) and step >= run.steps
+    return Progress(step=step, seconds=state["seconds"], finished=finished)

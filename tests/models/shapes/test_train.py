@@ -84,17 +84,21 @@ def test_a_killed_process_loses_nothing_that_was_published(tmp_path: Path) -> No
 
 
 def test_minutes_stop_the_call_and_not_the_stage(tmp_path: Path) -> None:
-    calls = 0
-    while True:
-        calls += 1
+    for calls in range(1, 14):
         train_tiny(tiny_run(tmp_path, minutes=0.0))
         state = checkpoint.read(tmp_path / "tiny.pt")
         assert state is not None
         assert state["step"] == min(calls, 12)
-        if state["finished"]:
-            break
+    assert state["finished"]
     whole, _ = train_tiny(tiny_run(tmp_path / "whole"))
     assert same(whole.state_dict(), state["module"])
+
+
+def test_a_finished_stage_can_be_prolonged(tmp_path: Path) -> None:
+    train_tiny(tiny_run(tmp_path, steps=6, cooldown=0))
+    prolonged, _ = train_tiny(tiny_run(tmp_path, steps=12, cooldown=0))
+    whole, _ = train_tiny(tiny_run(tmp_path / "whole", steps=12, cooldown=0))
+    assert same(whole.state_dict(), prolonged.state_dict())
 
 
 def test_the_learning_rate_rises_stays_and_falls_to_zero() -> None:
@@ -142,6 +146,7 @@ def test_the_command_makes_a_pipeline_that_diffusers_loads(tmp_path: Path) -> No
         "decoder": ["--steps", "1"],
         "refine": ["--steps", "1"],
         "sharpen": ["--steps", "1"],
+        "polish": ["--steps", "1"],
         "denoiser": ["--steps", "1"],
         "export": [],
     }.items():
