@@ -21,6 +21,7 @@ DEFAULT_BITS = ("w4a6",)
 DEFAULT_SUITE = "shapes-eval"
 DEFAULT_LIMIT = 16
 DEFAULT_CALIBRATION = "shapes-calib"
+DEFAULT_BUDGET = "quick"
 DEFAULT_CALIBRATION_PROMPTS = 10
 
 
@@ -74,6 +75,8 @@ class Experiment:
     Attributes:
         gen: Overrides of each model's generation settings.
         calibration_prompts: Prompts whose trajectories are recorded for calibration.
+        calibration_budget: ``quick`` shortens the training of methods on bundled models (the table
+            says so), ``full`` runs every method at its own defaults.
     """
 
     models: tuple[str, ...]
@@ -84,6 +87,7 @@ class Experiment:
     gen: tuple[tuple[str, Any], ...]
     calibration_suite: str
     calibration_prompts: int
+    calibration_budget: str
     execution: Execution
     out: Path | None
 
@@ -122,6 +126,7 @@ def resolve(file: ExperimentFile, flags: Flags) -> Experiment:
         gen=tuple(sorted(gen.items())),
         calibration_suite=file.calibration.suite or DEFAULT_CALIBRATION,
         calibration_prompts=file.calibration.prompts or DEFAULT_CALIBRATION_PROMPTS,
+        calibration_budget=file.calibration.budget or DEFAULT_BUDGET,
         execution=Execution(
             jobs=flags.jobs or execution.jobs,
             threads=execution.threads or 1,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
@@ -61,6 +61,7 @@ class CalibrationSection(_Section):
     suite: str | None = None
     prompts: int | None = Field(default=None, ge=1)
     seed: int | None = None
+    budget: Literal["quick", "full"] | None = None
 
 
 class ExecutionSection(_Section):

@@ -15,7 +15,7 @@ from harness.keys import (
     measure_inputs,
     plain,
 )
-from harness.models.table import model_spec
+from harness.models.table import model_spec, quick_options
 from harness.provenance import Device, cohort, cores, find_device
 from harness.registry import MethodFacts, describe, find_method
 from harness.stages.measure import CLIPS, ROUNDS, protocol
@@ -87,7 +87,8 @@ def make_plan(experiment: Experiment, store: Store) -> Plan:
         raise UsageError("two models have the same name", "rename one of the folders")
     for row in experiment.rows:
         find_method(row.method.name)  # all names before any method, which may import torch
-    rows = [(m, row, _facts(row, m, store)) for m in models for row in experiment.rows]
+    fitted = [(m, _fitted(row, m, experiment)) for m in models for row in experiment.rows]
+    rows = [(m, row, _facts(row, m, store)) for m, row in fitted]
     calibration = None
     if any(facts.needs_calibration for _, _, facts in rows):
         calibration = load_suite(
@@ -112,6 +113,14 @@ def make_plan(experiment: Experiment, store: Store) -> Plan:
         cohorts=planner.cohorts,
         gens=planner.gens,
     )
+
+
+def _fitted(row: Row, model: ModelSpec, experiment: Experiment) -> Row:
+    """The row with the options that the calibration budget gives it on this model."""
+    if experiment.calibration_budget == "full":
+        return row
+    options = {**quick_options(model, row.method.name), **dict(row.method.options)}
+    return replace(row, method=replace(row.method, options=tuple(sorted(options.items()))))
 
 
 def _facts(row: Row, model: ModelSpec, store: Store) -> MethodFacts:

@@ -76,6 +76,9 @@ if TYPE_CHECKING:
     from harness.quant.calibration import Sample
 
 
+PAPER_EPOCHS = 15  # S2Q-VDiT App. A
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class S2QOptions:
     """Knobs of S2Q-VDiT.
@@ -114,7 +117,7 @@ class S2QOptions:
     scale: bool = True
     rotation: str = "hadamard"
     learn: bool = True
-    epochs: int = 15  # S2Q-VDiT App. A
+    epochs: int = PAPER_EPOCHS
     lr_transform: float = 5e-3  # S2Q-VDiT App. A
     lr_clip: float = 5e-2  # S2Q-VDiT App. A
     smoothing: float = 0.5  # SmoothQuant's default (arXiv 2211.10438)
@@ -300,7 +303,7 @@ class _Run:
             calibration_forwards=pool.forwards + self.evaluations(inputs),
             calibration_samples=len(chosen),
             seconds=time.perf_counter() - started,
-            notes=shortage(chosen, self.options.samples),
+            notes=(*shortage(chosen, self.options.samples), *short_training(self.options)),
             curves=self.curves,
         )
 
@@ -450,6 +453,13 @@ class _Run:
         if self.ctx.figures is not None and self.masses:
             names = [f"block {i}" for i in range(len(self.masses))]
             plot_token_mass(self.ctx.figures / "token_mass.png", self.masses, names)
+
+
+def short_training(options: S2QOptions) -> tuple[str, ...]:
+    """Say so where a block is trained for fewer epochs than in the paper."""
+    if not options.learn or options.epochs >= PAPER_EPOCHS:
+        return ()
+    return (f"trained for {options.epochs} epochs a block, {PAPER_EPOCHS} in the paper",)
 
 
 def initial_scale(absmax: Tensor, linears: Sequence[nn.Linear], alpha: float) -> Tensor:

@@ -192,10 +192,20 @@ def _remarks(run: Run, values: Values, blocks: Sequence[Block]) -> list[str]:
         )
     if any(e.spread is not None for *_, e in every):
         found.append("latency: median ± interquartile range")
+    found += _methods_notes(run)
     found += _skipped(values, {c.metric for b in blocks for c in b.columns})
     # What went wrong beside the rows, as the run left it: measuring failed, the machine was busy.
     told = [*run.provenance.get("failures", ()), *run.provenance.get("warnings", ())]
     return found + [f"warning: {text}" for text in told]
+
+
+def _methods_notes(run: Run) -> list[str]:
+    """What methods say about their rows, the rows that say the same together."""
+    rows: dict[str, list[str]] = {}
+    for cell in run.cells:
+        for note in (cell.report or {}).get("notes", ()):
+            rows.setdefault(note, []).append(f"{cell.label} {cell.bits}")
+    return [f"{', '.join(dict.fromkeys(cells))}: {note}" for note, cells in rows.items()]
 
 
 def _skipped(values: Values, shown: set[str]) -> list[str]:
