@@ -308,8 +308,8 @@ class _Run:
             seconds=time.perf_counter() - started,
             notes=(
                 *shortage(chosen, self.options.samples),
-                f"{self.options.iterations} AdaRound iterations a block, one sample each; the released "
-                "code runs 20 000 of 16 or 32 samples",
+                f"{self.options.iterations} AdaRound iterations a block, one sample each; the "
+                "released code runs 20 000 of 16 or 32 samples",
             ),
             curves=self.curves,
         )

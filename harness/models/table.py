@@ -54,7 +54,7 @@ class Bundled:
 
 
 _CLIP_S = 3.0
-_QUICK = {"s2q": {"epochs": 4}, "ptq4dit": {"iterations": 160}}  # 160 optimiser steps a block each
+_QUICK = {"s2q": {"epochs": 3}, "ptq4dit": {"iterations": 120}}  # 120 optimiser steps a block each
 _QUANTIZE_S = {"s2q": 110.0, "ptq4dit": 110.0, "rtn": 5.0, "rtn-gptq": 20.0}
 
 BUNDLED = {
