@@ -224,7 +224,10 @@ def test_every_timestep_alternates_between_the_branches(steps: tuple[int, ...]) 
 def test_rules_that_find_fewer_samples_say_so(bench: tuple[nn.Module, CalibrationPool]) -> None:
     _, report = quantized(bench, samples=9, selection="atop", epochs=1)
     assert report.calibration_samples == 4
-    assert report.notes == ("calibrated on 4 samples of 9 asked for: the pool has no more",)
+    assert report.notes == (
+        "calibrated on 4 samples of 9 asked for: the pool has no more",
+        "trained for 1 epochs a block, 15 in the paper",
+    )
     # statistics, targets, masses, Hessians of 4 samples, and 9 steps of training
     assert report.calibration_forwards == bench[1].forwards + 4 * 4 + 9
 
