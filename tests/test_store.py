@@ -146,14 +146,14 @@ def test_publishing_over_a_damaged_entry_replaces_it(tmp_path: Path) -> None:
 
 
 def test_killed_publishers_leave_whole_entries_and_make_none_twice(tmp_path: Path) -> None:
-    count, chance, kills, finished = 60, random.Random(7), 0, False
+    count, chance, kills, finished = 400, random.Random(7), 0, False
     while not finished:
         process = subprocess.Popen(
             [sys.executable, "-c", PUBLISHER, str(tmp_path), str(count)],
             stdout=subprocess.PIPE,
         )
         try:
-            process.wait(chance.uniform(0.1, 0.5) if kills < 8 else 60)
+            process.wait(chance.uniform(0.1, 0.4) if kills < 8 else 60)
         except subprocess.TimeoutExpired:
             os.kill(process.pid, signal.SIGKILL)
             kills += 1
