@@ -35,7 +35,7 @@ def plot_chosen_timesteps(
     top.set(ylabel="score", title=title)
     counts = [sum(s.step == i for s in chosen) for i in range(len(timesteps))]
     bottom.bar(range(len(timesteps)), counts, color="C0")
-    bottom.set(ylabel="chosen", xlabel="sampling step (timestep above the axis)")
+    bottom.set(ylabel="chosen", xlabel="sampling step, its timestep below it")
     bottom.set_xticks(
         range(len(timesteps)), [f"{i}\n{t:.0f}" for i, t in enumerate(timesteps)], fontsize=6
     )
