@@ -79,8 +79,8 @@ class LayerReport:
         symmetric: Whether the weight grid is symmetric.
         transform: ``none``, ``scale``, ``hadamard-128``, ``kronecker-16x16``, ... joined by ``+``.
         parameters: Number of weights.
-        error: Relative output error ||y_q - y||^2 / ||y||^2 on calibration inputs, None if not
-            measured.
+        error: Relative output error ||y_q - y||^2 / ||y||^2 that the rounding of the weight causes
+            on calibration inputs, None if not measured.
     """
 
     name: str
@@ -101,8 +101,8 @@ class QuantReport:
         execution: ``simulated`` or ``kernel:<name>``.
         layers: One entry for each quantized linear.
         calibration_clips: Prompts whose trajectories were recorded.
-        calibration_forwards: Denoiser evaluations spent, pool included, each guidance branch
-            counted.
+        calibration_forwards: Denoiser evaluations spent, each guidance branch counted: the pool,
+            the passes that gather statistics, and the training steps.
         calibration_samples: (prompt, timestep) samples the method was fitted on.
         seconds: Wall time of the calibration.
         peak_bytes: Peak resident or device memory of the calibration.
