@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 
@@ -61,7 +62,16 @@ def export(folder: Path, target: Path) -> int:
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         built = Path(scratch) / "pipeline"
         pipeline.save_pretrained(built, safe_serialization=True)
+        for config in built.rglob("config.json"):
+            _forget_origin(config)
         if target.exists():
             target.rename(Path(scratch) / "old")
         built.rename(target)
     return steps
+
+
+def _forget_origin(config: Path) -> None:
+    """Drop the folder a part was loaded from: it means nothing elsewhere."""
+    facts = json.loads(config.read_text(encoding="utf-8"))
+    if facts.pop("_name_or_path", None) is not None:
+        config.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
