@@ -353,10 +353,11 @@ class _Run:
         for group in self.groups(block):
             if group.name not in scales:
                 continue
-            if group.fold is None:
-                online[group.name] = [ChannelScale(storable(scales[group.name]))]
-            else:
-                fold_scale_(block, group, scales[group.name])
+            rest: Tensor | None = scales[group.name]
+            if group.fold is not None:
+                rest = fold_scale_(block, group, scales[group.name])
+            if rest is not None:
+                online[group.name] = [ChannelScale(storable(rest))]
         return online
 
     def token_weights(

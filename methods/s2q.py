@@ -400,8 +400,8 @@ class _Run:
             scale, kronecker = shared.scale(), shared.kronecker()
             steps: list[nn.Module] = []
             if scale is not None and group.fold is not None:
-                fold_scale_(block, group, scale)
-            elif scale is not None:
+                scale = fold_scale_(block, group, scale)
+            if scale is not None:
                 steps.append(ChannelScale(storable(scale)))
             if kronecker is not None:
                 steps.append(kronecker)

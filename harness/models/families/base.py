@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from harness.quant.capture import BlockInput
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModulationFold:
@@ -86,6 +88,14 @@ class Family(Protocol):
 
     def groups(self, block: nn.Module) -> tuple[InputGroup, ...]:
         """Input groups of a block; together they name every target linear once."""
+
+    def advance(
+        self, transformer: nn.Module, index: int, given: BlockInput, out: dict[str, Tensor]
+    ) -> BlockInput:
+        """Inputs of block ``index + 1`` from the outputs ``out`` of block ``index`` on ``given``.
+
+        For most families the streams are handed on as they are.
+        """
 
     def tokens(self, transformer: nn.Module, latent: Tensor) -> Tensor:
         """Cut a latent ``[1, ...]`` into the patches that are embedded, ``[tokens, features]``."""

@@ -14,6 +14,8 @@ from harness.models.families.base import InputGroup, ModulationFold, ValueFold
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from harness.quant.capture import BlockInput
+
 _PAIRS = ((0, 1), (3, 4))
 
 
@@ -53,6 +55,13 @@ class CogVideoX:
             InputGroup(name="modulation1", linears=("norm1.linear",), modulation=True),
             InputGroup(name="modulation2", linears=("norm2.linear",), modulation=True),
         )
+
+    def advance(
+        self, transformer: nn.Module, index: int, given: BlockInput, out: dict[str, Tensor]
+    ) -> BlockInput:
+        """Hand the streams on."""
+        del transformer, index
+        return given.with_streams(out)
 
     def tokens(self, transformer: nn.Module, latent: Tensor) -> Tensor:
         """Patchify ``[1, frames, channels, height, width]``."""

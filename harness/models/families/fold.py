@@ -15,13 +15,18 @@ from harness.models.families.base import InputGroup, ModulationFold, ValueFold, 
 
 
 @torch.no_grad()
-def fold_scale_(block: nn.Module, group: InputGroup, scale: Tensor) -> None:
+def fold_scale_(block: nn.Module, group: InputGroup, scale: Tensor) -> Tensor | None:
     """Divide the shared input of a group by ``scale``, multiply it into the weights, in place.
 
     Args:
         block: Transformer block with plain linears.
         group: A group with a fold.
         scale: ``[in_features]``, positive.
+
+    Returns:
+        The channel scale that could not be folded and must stay online, ``[in_features]``, 1 where
+        it was folded (the weights of the other channels are left as they were); None where all of
+        it was folded.
 
     Raises:
         ValueError: The group has no producer that could take the scale.
@@ -35,6 +40,7 @@ def fold_scale_(block: nn.Module, group: InputGroup, scale: Tensor) -> None:
         _fold_value_(block, group.fold, scale)
     for name in group.linears:
         scale_columns_(linear_at(block, name), scale)
+    return None
 
 
 def scale_columns_(linear: nn.Linear, scale: Tensor) -> None:
