@@ -14,15 +14,13 @@ arXiv 2508.04016, NeurIPS 2025. In five steps:
 
 from __future__ import annotations
 
-import copy
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
 from harness.api import (
-    IDENTITY_WIDTH,
     SIMULATED,
     BitSpec,
     Deviation,
@@ -31,52 +29,27 @@ from harness.api import (
     Reproduction,
     Unsupported,
 )
-from harness.models.families.base import linear_at
-from harness.models.families.fold import fold_scale_
-from harness.quant.activation import ActivationSpec
-from harness.quant.apply import MODULATION, activation_of, layer_reports
-from harness.quant.artifact import replace_module_
+from harness.quant.apply import layer_reports
 from harness.quant.attention_mass import block_attention_mass, token_weights
-from harness.quant.block_trainer import BlockTask, train_block
-from harness.quant.capture import (
-    BRANCHES,
-    BlockInput,
-    first_block_inputs,
-    run_block_over,
-    split_branches,
-)
+from harness.quant.block_trainer import BlockTask
+from harness.quant.capture import BlockInput, first_block_inputs, run_block_over, split_branches
 from harness.quant.figures import plot_chosen_timesteps, plot_token_mass
-from harness.quant.gptq import gptq, group_hessians
-from harness.quant.grid import storable, weight_grid
-from harness.quant.learned import (
-    ROTATIONS,
-    LearnedInput,
-    LearnedLinear,
-    clip_parameters,
-    transform_parameters,
-)
-from harness.quant.linear import (
-    QuantLinear,
-    WeightSpec,
-    quantize_linear,
-    stored_grid,
-    transformed_weight,
+from harness.quant.learned_blocks import (
+    PAPER_EPOCHS,
+    BlockLearner,
+    Recipe,
+    check_recipe,
+    short_training,
 )
 from harness.quant.options import check_choice, check_range
 from harness.quant.salience import NORMS, RULES, choose_samples, pool_salience, shortage
-from harness.quant.statistics import channel_absmax
-from harness.quant.transform import ChannelScale
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor, nn
 
-    from harness.models.families.base import InputGroup
     from harness.quant.calibration import Sample
-
-
-PAPER_EPOCHS = 15  # S2Q-VDiT App. A
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,20 +105,11 @@ class S2QOptions:
         Raises:
             UsageError: A value is unknown or out of range.
         """
+        check_recipe(self)
         check_choice("selection", self.selection, RULES)
-        check_range("samples", self.samples, 1)
         check_choice("norm", self.norm, NORMS)
         check_range("lambda_min", self.lambda_min, 0, 1)
         check_choice("text_tokens", self.text_tokens, ("joint", "video"))
-        check_choice("rotation", self.rotation, ROTATIONS)
-        check_range("epochs", self.epochs, 0)
-        check_range("lr_transform", self.lr_transform, 0)
-        check_range("lr_clip", self.lr_clip, 0)
-        check_range("smoothing", self.smoothing, 0, 1)
-        check_choice("branches", self.branches, BRANCHES)
-        check_choice("inputs", self.inputs, ("fp", "quantized"))
-        check_choice("rounding", self.rounding, ("gptq", "rtn"))
-        check_choice("modulation", self.modulation, MODULATION)
 
 
 _DEVIATIONS = (
@@ -255,13 +219,6 @@ class S2Q:
         return _Run(transformer, ctx).quantize_()
 
 
-class _Learned(NamedTuple):
-    """A trained block: the shared inputs by group name, the linears by name."""
-
-    inputs: dict[str, LearnedInput]
-    linears: dict[str, LearnedLinear]
-
-
 class _Run:
     """One quantization: what the steps of the paper share."""
 
@@ -270,8 +227,8 @@ class _Run:
         self.ctx = ctx
         self.options: S2QOptions = ctx.options
         self.family = ctx.family
-        self.curves: dict[str, list[float]] = {}
-        self.errors: dict[str, float] = {}
+        self.learner = BlockLearner(ctx, Recipe.of(ctx.options))
+        self.curves = self.learner.curves
         self.masses: list[Tensor] = []
 
     def quantize_(self) -> QuantReport:
@@ -287,10 +244,8 @@ class _Run:
             targets = run_block_over(block, self.family, inputs)
             given = inputs if self.options.inputs == "fp" else quantized_inputs
             weights = self.attention_guided_token_weights(block, inputs)
-            learned = self.learn_block(
-                block, BlockTask(inputs=given, targets=targets, weights=weights), i
-            )
-            self.fold_and_round_(name, block, learned, given)
+            task = BlockTask(inputs=given, targets=targets, weights=weights)
+            self.learner.quantize_block_(name, block, task, i)
             if self.options.inputs != "fp":
                 quantized_inputs = run_block_over(block, self.family, given)
             inputs = targets
@@ -298,7 +253,7 @@ class _Run:
         pool = self.ctx.calibration
         return QuantReport(
             execution=SIMULATED,
-            layers=layer_reports(self.transformer, self.errors.items()),
+            layers=layer_reports(self.transformer, self.learner.errors.items()),
             calibration_clips=len(pool.prompts),
             calibration_forwards=pool.forwards + self.evaluations(inputs),
             calibration_samples=len(chosen),
@@ -311,7 +266,7 @@ class _Run:
         """Passes through all blocks after the pool: statistics, targets, masses, training."""
         options = self.options
         passes = 3 + options.token_weights + (options.inputs != "fp")
-        steps = len(self.curves["loss_block_0"])
+        steps = self.learner.steps_taken
         return (passes * len(inputs) + steps) * inputs[0].branches
 
     def hessian_aware_salient_data_selection(self) -> list[Sample]:
@@ -345,107 +300,6 @@ class _Run:
         self.masses.append(torch.stack(joint).mean(0).cpu())
         return [token_weights(m, lowest=self.options.lambda_min, only=only) for m in masses]
 
-    def learn_block(self, block: nn.Module, task: BlockTask, index: int) -> _Learned:
-        """Learn scale, transform and clipping of a block (App. A) and return them."""
-        options, bits = self.options, self.ctx.bits
-        generator = self.ctx.generator(salt=100 + index)
-        learned_block = copy.deepcopy(block).float()
-        absmax = channel_absmax(block, self.family, task.inputs)
-        found = _Learned({}, {})
-        for group in self.groups(block):
-            linears = {n: linear_at(block, n) for n in group.linears}
-            scale = None
-            if options.scale and not group.modulation:
-                scale = initial_scale(absmax[group.name], list(linears.values()), options.smoothing)
-            found.inputs[group.name] = LearnedInput(
-                absmax[group.name].numel(),
-                activation_of(group, ActivationSpec(bits=bits.a)).bits,
-                scale=scale,
-                rotation="none" if group.modulation else options.rotation,
-                clip=options.learn,
-                generator=generator,
-            ).to(self.ctx.device)
-            for name, linear in linears.items():
-                found.linears[name] = LearnedLinear(
-                    linear, found.inputs[group.name], bits.w, clip=options.learn
-                ).to(self.ctx.device)
-                replace_module_(learned_block, name, found.linears[name])
-
-        def begin_step(step: int) -> None:
-            for shared in found.inputs.values():
-                shared.begin_step()
-
-        steps = 0 if bits.is_identity or not options.learn else options.epochs * options.samples
-        groups = [
-            {"params": transform_parameters(learned_block), "lr": options.lr_transform},
-            {"params": clip_parameters(learned_block), "lr": options.lr_clip},
-        ]
-        self.curves[f"loss_block_{index}"] = train_block(
-            learned_block, self.family, task, [{**g, "weight_decay": 0.0} for g in groups],
-            optimizer=torch.optim.AdamW, steps=steps, generator=generator,
-            floor=1e-3, before_step=begin_step,
-        )  # fmt: skip
-        begin_step(steps)
-        return found
-
-    @torch.no_grad()
-    def fold_and_round_(
-        self, prefix: str, block: nn.Module, learned: _Learned, inputs: Sequence[BlockInput]
-    ) -> None:
-        """Fold scales into their producers, round every weight in its learned basis, in place."""
-        groups = self.groups(block)
-        transforms: dict[str, list[nn.Module]] = {}
-        for group in groups:
-            shared = learned.inputs[group.name]
-            scale, kronecker = shared.scale(), shared.kronecker()
-            steps: list[nn.Module] = []
-            if scale is not None and group.fold is not None:
-                scale = fold_scale_(block, group, scale)
-            if scale is not None:
-                steps.append(ChannelScale(storable(scale)))
-            if kronecker is not None:
-                steps.append(kronecker)
-            transforms[group.name] = steps
-        hessians = group_hessians(block, self.family, groups, transforms, inputs)
-        for group in groups:
-            for name in group.linears:
-                linear = linear_at(block, name)
-                layer = self.round_linear(
-                    linear, group, transforms[group.name], learned, name,
-                    hessians[group.name],
-                )  # fmt: skip
-                self.errors[f"{prefix}.{name}"] = layer_error(linear, layer, hessians[group.name])
-                replace_module_(block, name, layer)
-
-    def round_linear(
-        self,
-        linear: nn.Linear,
-        group: InputGroup,
-        steps: Sequence[nn.Module],
-        learned: _Learned,
-        name: str,
-        hessian: Tensor,
-    ) -> QuantLinear:
-        """Round one weight on its learned grid."""
-        weight = WeightSpec(bits=self.ctx.bits.w)
-        low, high = learned.inputs[group.name].clip_factors()
-        spec = ActivationSpec(bits=self.ctx.bits.a, clip_low=low, clip_high=high)
-        activation = activation_of(group, spec)
-        if weight.bits == IDENTITY_WIDTH:
-            return quantize_linear(linear, weight, activation, transforms=steps)
-        mapped = transformed_weight(linear.weight.float(), steps)
-        clip_low, clip = learned.linears[name].clip_factors()
-        grid = stored_grid(weight_grid(mapped, weight.bits, clip=clip, clip_low=clip_low))
-        codes = None
-        if self.options.rounding == "gptq":
-            codes = gptq(mapped, hessian, grid, weight.bits)
-        return quantize_linear(linear, weight, activation, transforms=steps, grid=grid, codes=codes)
-
-    def groups(self, block: nn.Module) -> tuple[InputGroup, ...]:
-        """Target groups of a block under the modulation option."""
-        every = self.family.groups(block)
-        return tuple(g for g in every if self.options.modulation == "w" or not g.modulation)
-
     def leave_figures(self) -> None:
         """Keep the token-mass curve as data and as a plot."""
         for i, mass in enumerate(self.masses):
@@ -453,30 +307,3 @@ class _Run:
         if self.ctx.figures is not None and self.masses:
             names = [f"block {i}" for i in range(len(self.masses))]
             plot_token_mass(self.ctx.figures / "token_mass.png", self.masses, names)
-
-
-def short_training(options: S2QOptions) -> tuple[str, ...]:
-    """Say so where a block is trained for fewer epochs than in the paper."""
-    if not options.learn or options.epochs >= PAPER_EPOCHS:
-        return ()
-    return (f"trained for {options.epochs} epochs a block, {PAPER_EPOCHS} in the paper",)
-
-
-def initial_scale(absmax: Tensor, linears: Sequence[nn.Linear], alpha: float) -> Tensor:
-    """SmoothQuant's scale s_j = max|X_j|^alpha / max|W_j|^(1-alpha) (arXiv 2211.10438, eq. 4).
-
-    Args:
-        absmax: ``[in_features]`` of the shared input.
-        linears: The linears that read it.
-        alpha: Migration strength.
-    """
-    weight = torch.stack([m.weight.detach().abs().amax(0) for m in linears]).amax(0)
-    scale = absmax.clamp_min(1e-5) ** alpha / weight.clamp_min(1e-5) ** (1 - alpha)
-    return scale.clamp(1e-5, 1e5)
-
-
-def layer_error(linear: nn.Linear, layer: QuantLinear, hessian: Tensor) -> float:
-    """Relative output error by the weight's rounding alone, tr(dW H dW^T) / tr(W H W^T)."""
-    weight = transformed_weight(linear.weight.float(), list(layer.transforms)).double()
-    delta = layer.dequantized().double() - weight
-    return float(((delta @ hessian) * delta).sum() / ((weight @ hessian) * weight).sum())

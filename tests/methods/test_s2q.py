@@ -17,9 +17,10 @@ from harness.quant.block_trainer import BlockTask, reconstruction_loss, train_bl
 from harness.quant.calibration import CalibrationPool, DenoiserCall, Sample, record_pool
 from harness.quant.capture import BlockInput, first_block_inputs, run_block_over, split_branches
 from harness.quant.learned import LearnedInput, LearnedLinear
+from harness.quant.learned_blocks import initial_scale
 from harness.quant.linear import QuantLinear, quantize_linear
 from harness.testing import PROMPTS, TINY_GEN, tiny_pipeline
-from methods.s2q import S2Q, S2QOptions, initial_scale
+from methods.s2q import S2Q, S2QOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
