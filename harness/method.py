@@ -73,8 +73,8 @@ class LayerReport:
 
     Attributes:
         name: Qualified module name.
-        w_bits: Weight bits stored.
-        a_bits: Activation bits, averaged over the sampling steps where a step policy changes them.
+        w_bits: Weight bits, averaged over the sampling steps where a step policy changes them.
+        a_bits: Activation bits, averaged likewise.
         group: Input-channel group size of the weight grid, 0 for per output channel.
         symmetric: Whether the weight grid is symmetric.
         transform: ``none``, ``scale``, ``hadamard-128``, ``kronecker-16x16``, ... joined by ``+``.
@@ -84,7 +84,7 @@ class LayerReport:
     """
 
     name: str
-    w_bits: int
+    w_bits: float
     a_bits: float
     group: int
     symmetric: bool
@@ -108,6 +108,9 @@ class QuantReport:
         peak_bytes: Peak resident or device memory of the calibration.
         notes: Anything a reader of the table must know, one line each.
         curves: Named series (loss curves, token mass, chosen timesteps) kept with the artifact.
+        mixed: Why layers or steps differ from the nominal widths, one line under the table; empty
+            where every layer has them. Verification holds each layer to the label unless this is
+            set, and to the report always.
     """
 
     execution: str
@@ -119,6 +122,7 @@ class QuantReport:
     peak_bytes: int = 0
     notes: tuple[str, ...] = ()
     curves: dict[str, list[float]] = field(default_factory=dict)
+    mixed: str = ""
 
 
 def _silent(fraction: float, text: str) -> None:
@@ -139,6 +143,8 @@ class QuantContext:
         progress: ``progress(fraction, text)``, shown to the user with the time left.
         pool: Recorded trajectories; reach it through ``calibration``.
         data_free: Set by the harness from the method; touching ``calibration`` is then an error.
+        scratch: Folder for files that need not outlive the calibration; None for the system's.
+        sampler: Runs the model's sampler on the empty prompt; reach it through ``probe``.
     """
 
     bits: BitSpec
@@ -150,6 +156,8 @@ class QuantContext:
     progress: Callable[[float, str], None] = _silent
     pool: CalibrationPool | None = None
     data_free: bool = False
+    scratch: Path | None = None
+    sampler: Callable[[int], list[torch.Tensor]] | None = None
 
     @property
     def calibration(self) -> CalibrationPool:
@@ -165,6 +173,28 @@ class QuantContext:
                 "set needs_calibration = True, or do not touch ctx.calibration",
             )
         return self.pool
+
+    def probe(self) -> list[torch.Tensor]:
+        """Sample one trajectory of the *empty* prompt with the transformer as it is now.
+
+        No data is involved: the noise is drawn from the calibration seed.
+
+        Returns:
+            The denoiser's output at every step, conditional branch, float32 on the CPU.
+
+        Raises:
+            CalibrationForbiddenError: There is no pipeline around the transformer to sample with.
+        """
+        if self.sampler is None:
+            raise CalibrationForbiddenError(
+                "a trajectory was asked for where there is no pipeline to sample it with",
+                "quantize through `harness run`, or set QuantContext.sampler",
+            )
+        return self.sampler(self.seed)
+
+    def timesteps(self) -> tuple[float, ...]:
+        """Timesteps of the sampler in order, as the calibration trajectories have them."""
+        return self.calibration.timesteps
 
     def generator(self, salt: int = 0) -> torch.Generator:
         """A CPU generator seeded by the calibration seed and ``salt``."""

@@ -26,6 +26,8 @@ class ActivationSpec:
         clip_high: Factor on the largest value of the range, dynamic grids only.
         static_low: Smallest value of a static per-tensor range; None makes the grid dynamic.
         static_high: Largest value of a static per-tensor range.
+        axis: ``token``, or ``channel`` for a dynamic grid of each channel over the tokens; no
+            integer GEMM can apply that one, so it is for simulation only.
     """
 
     bits: int
@@ -35,6 +37,18 @@ class ActivationSpec:
     clip_high: float = 1.0
     static_low: float | None = None
     static_high: float | None = None
+    axis: str = "token"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            ValueError: The axis is unknown, or a grid of channels is grouped or static.
+        """
+        if self.axis not in ("token", "channel"):
+            raise ValueError(f"activation axis is {self.axis!r}, expected token or channel")
+        if self.axis == "channel" and (self.group or self.is_static):
+            raise ValueError("a grid of each channel is neither grouped nor static")
 
     @property
     def is_static(self) -> bool:
@@ -46,7 +60,7 @@ class ActivationSpec:
         """How reports name it."""
         if self.bits == IDENTITY_WIDTH:
             return "16 bit"
-        where = "per tensor, static" if self.is_static else "per token"
+        where = "per tensor, static" if self.is_static else f"per {self.axis}"
         return f"{where}{f' x group {self.group}' if self.group else ''}"
 
 
@@ -64,13 +78,13 @@ def activation_grid(x: Tensor, spec: ActivationSpec) -> Affine:
         low = torch.as_tensor(spec.static_low, dtype=x.dtype, device=x.device)
         high = torch.as_tensor(spec.static_high, dtype=x.dtype, device=x.device)
         return affine(low, high, spec.bits, symmetric=spec.symmetric)
+    over = -1 if spec.axis == "token" else -2
     if spec.symmetric and spec.clip_low == spec.clip_high:
-        high = x.abs().amax(-1, keepdim=True) * spec.clip_high
+        high = x.abs().amax(over, keepdim=True) * spec.clip_high
         return affine(-high, high, spec.bits, symmetric=True)
-    low = x.amin(-1, keepdim=True) * spec.clip_low
-    return affine(
-        low, x.amax(-1, keepdim=True) * spec.clip_high, spec.bits, symmetric=spec.symmetric
-    )
+    low = x.amin(over, keepdim=True) * spec.clip_low
+    high = x.amax(over, keepdim=True) * spec.clip_high
+    return affine(low, high, spec.bits, symmetric=spec.symmetric)
 
 
 def quantize_activation(x: Tensor, spec: ActivationSpec) -> Tensor:

@@ -10,7 +10,7 @@ from harness.method import SIMULATED, LayerReport, QuantContext, QuantReport
 from harness.models.families.base import Family, InputGroup, linear_at, target_linears
 from harness.quant.activation import ActivationSpec
 from harness.quant.artifact import replace_module_
-from harness.quant.linear import QuantLinear
+from harness.quant.layers import QuantizedLayer, quantized_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -46,7 +46,7 @@ def activation_of(group: InputGroup, spec: ActivationSpec) -> ActivationSpec:
 def quantize_linears_(
     transformer: nn.Module,
     ctx: QuantContext,
-    make: Callable[[nn.Linear, InputGroup], QuantLinear],
+    make: Callable[[nn.Linear, InputGroup], QuantizedLayer],
     modulation: str = "w",
 ) -> QuantReport:
     """Replace every target linear by what ``make`` returns for it, in place.
@@ -66,24 +66,11 @@ def layer_reports(
     """Describe every quantized linear of a transformer.
 
     Args:
-        transformer: Holds ``QuantLinear`` modules.
+        transformer: Holds quantized layers.
         errors: Relative output errors by qualified name, where measured.
     """
     measured = dict(errors)
     return tuple(
-        replace(_describe(name, module), error=measured.get(name))
-        for name, module in transformer.named_modules()
-        if isinstance(module, QuantLinear)
-    )
-
-
-def _describe(name: str, layer: QuantLinear) -> LayerReport:
-    return LayerReport(
-        name=name,
-        w_bits=layer.weight_spec.bits,
-        a_bits=layer.activation_spec.bits,
-        group=layer.weight_spec.group,
-        symmetric=layer.weight_spec.symmetric,
-        transform="+".join(str(t.label) for t in layer.transforms) or "none",
-        parameters=layer.in_features * layer.out_features,
+        replace(layer.report(name), error=measured.get(name))
+        for name, layer in quantized_layers(transformer).items()
     )

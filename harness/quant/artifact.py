@@ -8,28 +8,21 @@ else as it is, so that a saved and loaded model computes the same bits as the on
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
 
-from harness.bits import IDENTITY_WIDTH
 from harness.errors import HarnessError
-from harness.quant import transform as transforms
-from harness.quant.activation import ActivationSpec
-from harness.quant.grid import Affine
-from harness.quant.linear import QuantLinear, WeightSpec
-from harness.quant.pack import pack, unpack
+from harness.quant.layers import compact, dtype_name, layer_class, quantized_layers
+from harness.quant.policy import attach_policy_, build_policy, policy_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from diffusers import DiffusionPipeline
+    from torch import Tensor, nn
 
 SCHEMA = 1
 MANIFEST = "artifact.json"
@@ -44,16 +37,21 @@ def save_artifact(transformer: nn.Module, folder: Path, about: dict[str, Any]) -
         folder: Existing folder.
         about: JSON facts to keep in the manifest (model, method, options, seed).
     """
-    layers = {n: m for n, m in transformer.named_modules() if isinstance(m, QuantLinear)}
+    layers = quantized_layers(transformer)
     tensors: dict[str, Tensor] = {}
     manifest: dict[str, Any] = {"schema": SCHEMA, **about, "layers": {}, "kept_dtypes": {}}
     for name, layer in layers.items():
-        manifest["layers"][name] = _describe(layer)
-        tensors |= {f"{name}.{key}": value for key, value in _tensors(layer).items()}
+        manifest["layers"][name] = {"kind": layer.kind, **layer.describe()}
+        tensors |= {f"{name}.{key}": value for key, value in layer.stored().items()}
+    inside = tuple(f"{name}." for name in layers)
     for name, value in transformer.state_dict().items():
-        if not any(name.startswith(f"{layer}.") for layer in layers):
-            tensors[name] = _compact(value)
-            manifest["kept_dtypes"][name] = _dtype_name(value)
+        if not name.startswith(inside):
+            tensors[name] = compact(value)
+            manifest["kept_dtypes"][name] = dtype_name(value)
+    policy = policy_of(transformer)
+    if policy is not None:
+        manifest["step_policy"] = {"kind": policy.kind, "facts": policy.facts()}
+    manifest["shared"] = _share_(tensors)
     save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, folder / WEIGHTS)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
 
@@ -73,26 +71,29 @@ def load_artifact_(transformer: nn.Module, folder: Path) -> dict[str, Any]:
     """
     manifest = read_manifest(folder)
     device = next(transformer.parameters()).device
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
-        for name, facts in manifest["layers"].items():
-            try:
-                linear = transformer.get_submodule(name)
-            except AttributeError as cause:
-                raise _mismatch(folder, f"has no layer '{name}'") from cause
-            if (shape := list(facts["shape"])) != list(
-                getattr(linear, "weight", torch.empty(0)).shape
-            ):
-                raise _mismatch(folder, f"has another shape than {shape} at '{name}'")
-            replace_module_(transformer, name, _rebuild(name, facts, file).to(device))
-        kept = {
-            name: file.get_tensor(name).to(getattr(torch, dtype))
-            for name, dtype in manifest["kept_dtypes"].items()
-        }
+    tensors = _read(folder, manifest)
+    for name, facts in manifest["layers"].items():
+        try:
+            linear = transformer.get_submodule(name)
+        except AttributeError as cause:
+            raise _mismatch(folder, f"has no layer '{name}'") from cause
+        if (shape := list(facts["shape"])) != list(getattr(linear, "weight", torch.empty(0)).shape):
+            raise _mismatch(folder, f"has another shape than {shape} at '{name}'")
+        parts = {k: tensors[f"{name}.{k}"] for k in _keys_under(f"{name}.", tensors)}
+        layer = layer_class(facts.get("kind", "linear")).rebuild(facts, parts)
+        replace_module_(transformer, name, layer.to(device))
+    kept = {
+        name: tensors[name].to(getattr(torch, dtype))
+        for name, dtype in manifest["kept_dtypes"].items()
+    }
     layers = tuple(f"{name}." for name in manifest["layers"])
     expected = {n for n in transformer.state_dict() if not n.startswith(layers)}
     if expected != set(kept):
         raise _mismatch(folder, f"differs in {sorted(expected ^ set(kept))[:3]}")
     transformer.load_state_dict(kept, strict=False)
+    if "step_policy" in manifest:
+        policy = manifest["step_policy"]
+        attach_policy_(transformer, build_policy(policy["kind"], policy["facts"]))
     return manifest
 
 
@@ -152,64 +153,29 @@ def _mismatch(folder: Path, what: str) -> HarnessError:
     )
 
 
-def _describe(layer: QuantLinear) -> dict[str, Any]:
-    return {
-        "shape": [layer.out_features, layer.in_features],
-        "weight": dataclasses.asdict(layer.weight_spec),
-        "activation": dataclasses.asdict(layer.activation_spec),
-        "transforms": [t.kind for t in layer.transforms],
-        "bias": None if layer.bias is None else _dtype_name(layer.bias),
-        "dtype": _dtype_name(layer.codes) if layer.scale is None else None,
-    }
+_SHARED = ".low_rank.down"
+"""Tensors that linears with one input may have in common."""
 
 
-def _tensors(layer: QuantLinear) -> dict[str, Tensor]:
-    identity = layer.weight_spec.bits == IDENTITY_WIDTH
-    found = {
-        "codes": _compact(layer.codes) if identity else pack(layer.codes, layer.weight_spec.bits)
-    }
-    steps = cast("Iterable[transforms.Transform]", layer.transforms)
-    for i, step in enumerate(steps):
-        found |= {f"transforms.{i}.{key}": _compact(value) for key, value in step.tensors().items()}
-    for key in ("scale", "zero", "bias"):
-        value = getattr(layer, key)
-        if value is not None:
-            found[key] = _compact(value)
-    return found
+def _share_(tensors: dict[str, Tensor]) -> dict[str, str]:
+    """Drop down-projections that equal an earlier one; return its name by theirs."""
+    kept: list[str] = []
+    shared: dict[str, str] = {}
+    for name in [n for n in tensors if n.endswith(_SHARED)]:
+        same = (k for k in kept if torch.equal(tensors[k], tensors[name]))
+        if (first := next(same, None)) is None:
+            kept.append(name)
+        else:
+            shared[name] = first
+            del tensors[name]
+    return shared
 
 
-def _rebuild(name: str, facts: dict[str, Any], file: Any) -> QuantLinear:
-    keys = [k for k in file.keys() if k.startswith(f"{name}.")]  # noqa: SIM118 (safe_open is no dict)
-    held = {k.removeprefix(f"{name}."): file.get_tensor(k) for k in keys}
-    weight = WeightSpec(**facts["weight"])
-    steps = []
-    for i, kind in enumerate(facts["transforms"]):
-        prefix = f"transforms.{i}."
-        parts = {k.removeprefix(prefix): v for k, v in held.items() if k.startswith(prefix)}
-        steps.append(transforms.build(kind, parts))
-    grid = None
-    if "scale" in held:
-        zero = held["zero"].float() if "zero" in held else None
-        grid = Affine(held["scale"].float(), zero)
-        codes = unpack(held["codes"], weight.bits, tuple(facts["shape"]), signed=weight.symmetric)
-    else:
-        codes = held["codes"].to(getattr(torch, facts["dtype"]))
-    bias = held["bias"].to(getattr(torch, facts["bias"])) if facts["bias"] else None
-    return QuantLinear(
-        weight=weight, codes=codes, grid=grid, bias=bias, transforms=steps,
-        activation=ActivationSpec(**facts["activation"]),
-    )  # fmt: skip
+def _read(folder: Path, manifest: dict[str, Any]) -> dict[str, Tensor]:
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (it is no dict)
+    return tensors | {name: tensors[first] for name, first in manifest.get("shared", {}).items()}
 
 
-def _compact(value: Tensor) -> Tensor:
-    """Store floats in 16 bits where nothing is lost."""
-    if value.dtype != torch.float32:
-        return value
-    for dtype in (torch.float16, torch.bfloat16):
-        if torch.equal(value.to(dtype).float(), value):
-            return value.to(dtype)
-    return value
-
-
-def _dtype_name(value: Tensor) -> str:
-    return str(value.dtype).removeprefix("torch.")
+def _keys_under(prefix: str, tensors: dict[str, Tensor]) -> list[str]:
+    return [key.removeprefix(prefix) for key in tensors if key.startswith(prefix)]

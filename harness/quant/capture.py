@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -74,7 +75,6 @@ class BlockInput:
         )
 
 
-@torch.no_grad()
 def first_block_inputs(
     transformer: nn.Module, family: Family, pool: CalibrationPool, samples: Sequence[Sample]
 ) -> list[BlockInput]:
@@ -89,33 +89,37 @@ def first_block_inputs(
     Returns:
         One entry for each sample, in order.
     """
+    return list(each_first_block_input(transformer, family, pool, samples))
+
+
+@torch.no_grad()
+def each_first_block_input(
+    transformer: nn.Module, family: Family, pool: CalibrationPool, samples: Sequence[Sample]
+) -> Iterator[BlockInput]:
+    """As ``first_block_inputs``, one sample in memory at a time."""
     _, first = family.blocks(transformer)[0]
     device = next(transformer.parameters()).device
+    signature = inspect.signature(first.forward)
     caught: list[dict[str, Any]] = []
 
     def grab(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if args:
-            raise TypeError("the denoiser passes positional arguments to its blocks")
-        caught.append(kwargs)
+        caught.append(dict(signature.bind(*args, **kwargs).arguments))
         raise _Caught
 
-    handle = first.register_forward_pre_hook(grab, with_kwargs=True)
-    try:
-        for sample in samples:
-            try:
-                transformer(**pool.call(sample, device).arguments)
-            except _Caught:
-                continue
-    finally:
-        handle.remove()
-    return [
-        BlockInput(
+    for sample in samples:
+        handle = first.register_forward_pre_hook(grab, with_kwargs=True)
+        try:
+            transformer(**pool.call(sample, device).arguments)
+        except _Caught:
+            pass
+        finally:
+            handle.remove()
+        arguments = caught.pop()
+        yield BlockInput(
             sample=sample,
             streams={k: v.clone() for k, v in arguments.items() if k in family.streams},
             fixed={k: v for k, v in arguments.items() if k not in family.streams},
         )
-        for sample, arguments in zip(samples, caught, strict=True)
-    ]
 
 
 BRANCHES = ("both", "alternate", "cond")
@@ -132,19 +136,32 @@ def split_branches(inputs: Sequence[BlockInput], rule: str) -> list[BlockInput]:
     Raises:
         ValueError: The rule is unknown.
     """
+    turns = branch_turns([given.sample for given in inputs], inputs[0].branches, rule)
+    return [
+        given if turn is None else given.branch(turn)
+        for given, turn in zip(inputs, turns, strict=True)
+    ]
+
+
+def branch_turns(samples: Sequence[Sample], branches: int, rule: str) -> list[int | None]:
+    """Which guidance branch every sample keeps; None for all of them.
+
+    Raises:
+        ValueError: The rule is unknown.
+    """
     if rule == "both":
-        return list(inputs)
+        return [None] * len(samples)
     if rule == "cond":
-        return [given.branch(given.branches - 1) for given in inputs]
+        return [branches - 1] * len(samples)
     if rule == "alternate":
         # not in turn along the list: with an even number of samples a prompt, that would give each
         # timestep one branch only
-        order = sorted({given.sample.step for given in inputs})
+        order = sorted({sample.step for sample in samples})
         turns = {step: rank for rank, step in enumerate(order, start=1)}
-        taken = []
-        for given in inputs:
-            taken.append(given.branch(turns[given.sample.step] % given.branches))
-            turns[given.sample.step] += 1
+        taken: list[int | None] = []
+        for sample in samples:
+            taken.append(turns[sample.step] % branches)
+            turns[sample.step] += 1
         return taken
     raise ValueError(f"unknown branch rule {rule!r}; known: {', '.join(BRANCHES)}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from harness.stages.score import LATENTS_FILE, LOSSLESS_FILE
@@ -29,9 +30,13 @@ def generate(
     from safetensors.torch import save_file
 
     from harness.models.sample import sample
+    from harness.quant.policy import policy_of
     from harness.video import write_lossless, write_mp4
 
     with store.build("clip", wanted.clip.key, wanted.clip.inputs, {"label": label}) as folder:
+        policy = policy_of(pipeline.transformer)
+        if policy is not None:
+            policy.begin()
         made = sample(pipeline, wanted.prompt.text, gen, seed=wanted.noise_seed)
         write_mp4(folder / MP4_FILE, made.frames, fps=gen.fps)
         write_lossless(folder / LOSSLESS_FILE, made.frames, fps=gen.fps)
@@ -43,5 +48,7 @@ def generate(
             "noise_seed": wanted.noise_seed,
             "seconds": made.seconds,
         }
+        if policy is not None:
+            facts["steps_by_choice"] = dict(sorted(Counter(policy.trace).items()))
         (folder / FACTS_FILE).write_text(json.dumps(facts, sort_keys=True) + "\n", encoding="utf-8")
     return made.seconds

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import registry
@@ -12,14 +14,13 @@ from harness.bits import IDENTITY_WIDTH, BitSpec
 from harness.method import Method, QuantContext, QuantReport
 from harness.models.families import family as family_by_name
 from harness.models.families.base import linear_at, target_linears
-from harness.models.sample import denoiser_step
+from harness.models.sample import denoise, denoiser_step
 from harness.quant.artifact import artifact_bytes, save_artifact
 from harness.quant.calibration import CalibrationPool
 from harness.stages.memory import peak_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     import torch
     from diffusers import DiffusionPipeline
@@ -95,19 +96,22 @@ def quantize(
     figures = out / "figures"
     figures.mkdir()
     chosen = registry.resolve_options(method, options)
-    ctx = QuantContext(
-        bits=bits,
-        options=chosen,
-        family=facts,
-        device=pipeline.device,
-        seed=seed,
-        figures=figures,
-        progress=progress,
-        pool=CalibrationPool.open(pool) if pool is not None else None,
-        data_free=not method.needs_calibration,
-    )
-    with peak_memory(pipeline.device) as peak:
-        report = method.quantize_(transformer, ctx)
+    with tempfile.TemporaryDirectory(prefix="scratch-", dir=out) as scratch:
+        ctx = QuantContext(
+            bits=bits,
+            options=chosen,
+            family=facts,
+            device=pipeline.device,
+            seed=seed,
+            figures=figures,
+            progress=progress,
+            pool=CalibrationPool.open(pool) if pool is not None else None,
+            data_free=not method.needs_calibration,
+            scratch=Path(scratch),
+            sampler=lambda noise: unprompted_outputs(pipeline, gen, noise),
+        )
+        with peak_memory(pipeline.device) as peak:
+            report = method.quantize_(transformer, ctx)
     report = dataclasses.replace(report, peak_bytes=peak())
     about = {
         "model_class": type(transformer).__name__,
@@ -122,6 +126,32 @@ def quantize(
     document = {**dataclasses.asdict(report), "footprint": dataclasses.asdict(footprint)}
     (out / REPORT).write_text(json.dumps(_finite(document), indent=1, sort_keys=True) + "\n")
     return report
+
+
+def unprompted_outputs(pipeline: DiffusionPipeline, gen: GenSpec, seed: int) -> list[torch.Tensor]:
+    """Sample the empty prompt and keep what the denoiser returns.
+
+    Returns:
+        One output a step, float32 on the CPU: of the first call at a timestep, the last entry of
+        the batch, which is the conditional branch whether branches are stacked or called in turn.
+    """
+    outputs: list[torch.Tensor] = []
+    last: list[float] = []
+
+    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        del args
+        timestep = float(kwargs["timestep"].float().max())
+        if last != [timestep]:
+            last[:] = [timestep]
+            out = output[0] if isinstance(output, tuple) else output.sample
+            outputs.append(out[-1].detach().float().cpu())
+
+    handle = pipeline.transformer.register_forward_hook(keep, with_kwargs=True)
+    try:
+        denoise(pipeline, "", gen, seed=seed, on_step=lambda step, latents: None)
+    finally:
+        handle.remove()
+    return outputs
 
 
 def _footprint(

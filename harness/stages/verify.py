@@ -15,7 +15,10 @@ from harness.models.families import family as family_by_name
 from harness.models.families.base import InputGroup, target_linears
 from harness.quant.artifact import load_artifact_
 from harness.quant.grid import code_range, decode, encode, expand
+from harness.quant.layers import QuantizedLayer, quantized_layers
 from harness.quant.linear import QuantLinear
+from harness.quant.policy import policy_of
+from harness.quant.switch import SwitchedLinear
 from harness.stages.quantize import REPORT
 
 if TYPE_CHECKING:
@@ -46,8 +49,11 @@ def verify(
     targets = target_linears(family_by_name(family), transformer)
     manifest = load_artifact_(transformer, artifact)
     modulation = manifest.get("options", {}).get("modulation") != "fp"
-    layers = {n: m for n, m in transformer.named_modules() if isinstance(m, QuantLinear)}
+    layers = quantized_layers(transformer)
     problems = [*_coverage(layers, targets, modulation)]
+    switched = any(isinstance(layer, SwitchedLinear) for layer in layers.values())
+    if switched != (policy_of(transformer) is not None):
+        problems.append("switched layers and a step policy, one without the other")
     for name, layer in layers.items():
         problems += [f"{name}: {what}" for what in _layer_problems(layer)]
     if fresh:
@@ -61,22 +67,27 @@ def verify(
 
 
 def _coverage(
-    layers: dict[str, QuantLinear], targets: dict[str, InputGroup], modulation: bool
+    layers: dict[str, QuantizedLayer], targets: dict[str, InputGroup], modulation: bool
 ) -> list[str]:
-    """Targets missing, foreign or nested; modulation linears may be left out only as an option."""
+    """Targets missing or foreign; modulation linears may be left out only as an option."""
     foreign = sorted(set(layers) - set(targets))
     missing = sorted(
         n for n in set(targets) - set(layers) if modulation or not targets[n].modulation
     )
-    nested = [n for n in layers for m in layers if m.startswith(f"{n}.")]
     return [
         *(f"{n} is quantized but is no target" for n in foreign),
         *(f"{n} is a target but is not quantized" for n in missing),
-        *(f"{n} is quantized twice" for n in nested),
     ]
 
 
-def _layer_problems(layer: QuantLinear) -> list[str]:
+def _layer_problems(layer: QuantizedLayer) -> list[str]:
+    """What is wrong with a layer; what a library holds is the library's to keep."""
+    if isinstance(layer, SwitchedLinear):
+        return [problem for form in layer.forms for problem in _linear_problems(form)]
+    return _linear_problems(layer) if isinstance(layer, QuantLinear) else []
+
+
+def _linear_problems(layer: QuantLinear) -> list[str]:
     grid, spec = layer.grid, layer.weight_spec
     found = _activation_problems(layer.activation_spec)
     if grid is None:
@@ -110,22 +121,33 @@ def _activation_problems(spec: ActivationSpec) -> list[str]:
 
 
 def _against_report(
-    layers: dict[str, QuantLinear], targets: dict[str, InputGroup], artifact: Path, bits: BitSpec
+    layers: dict[str, QuantizedLayer], targets: dict[str, InputGroup], artifact: Path, bits: BitSpec
 ) -> list[str]:
     report = json.loads((artifact / REPORT).read_text())
     declared = {layer["name"]: layer for layer in report["layers"]}
     found = [f"{n} is not in the report" for n in sorted(set(layers) - set(declared))]
     found += [f"{n} is in the report only" for n in sorted(set(declared) - set(layers))]
     for name in sorted(set(layers) & set(declared)):
-        layer, said = layers[name], declared[name]
-        if layer.weight_spec.bits != said["w_bits"]:
-            found.append(
-                f"{name} is stored at w{layer.weight_spec.bits}, reported w{said['w_bits']}"
-            )
-        if layer.activation_spec.bits != said["a_bits"]:
-            found.append(f"{name} rounds activations to {layer.activation_spec.bits} bits")
+        said, (widths_w, widths_a) = declared[name], _widths(layers[name], name)
+        if not min(widths_w) <= said["w_bits"] <= max(widths_w):
+            found.append(f"{name} is stored at w{_any(widths_w)}, reported w{said['w_bits']:g}")
+        if not min(widths_a) <= said["a_bits"] <= max(widths_a):
+            found.append(f"{name} rounds activations to {_any(widths_a)} bits")
+        if report.get("mixed"):
+            continue
         modulation = name in targets and targets[name].modulation
         nominal = IDENTITY_WIDTH if modulation else bits.a
         if said["w_bits"] != bits.w or said["a_bits"] != nominal:
             found.append(f"{name} is w{said['w_bits']}a{said['a_bits']} in a row that says {bits}")
     return found
+
+
+def _widths(layer: QuantizedLayer, name: str) -> tuple[set[float], set[float]]:
+    """Weight and activation widths that a layer can have; one each unless it is switched."""
+    forms = layer.forms if isinstance(layer, SwitchedLinear) else [layer]
+    reports = [form.report(name) for form in forms]
+    return {r.w_bits for r in reports}, {r.a_bits for r in reports}
+
+
+def _any(widths: set[float]) -> str:
+    return " or ".join(f"{width:g}" for width in sorted(widths))

@@ -1,0 +1,78 @@
+"""A low-rank branch beside a rounded linear, in high precision.
+
+SVDQuant (arXiv 2411.05007) takes the largest singular directions of the weight out of the rounding;
+Q-VDiT's token-aware estimator (arXiv 2505.22167) adds a rank-1 correction behind it, with one gain
+a frame.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class LowRank(nn.Module):
+    """``z -> (gain * z) down^T up^T``.
+
+    Args:
+        down: ``[rank, in_features]``; held in half precision where that is exact.
+        up: ``[out_features, rank]``.
+        rounded: Whether z is the layer's input after the rounding (Q-VDiT) or the transformed input
+            before it (SVDQuant).
+        gain: ``[frames]``, on the tokens of each frame; None for none.
+        text_tokens: Tokens that come before the frames and have gain 1.
+    """
+
+    down: Tensor
+    up: Tensor
+    gain: Tensor | None
+
+    def __init__(
+        self,
+        down: Tensor,
+        up: Tensor,
+        *,
+        rounded: bool,
+        gain: Tensor | None = None,
+        text_tokens: int = 0,
+    ) -> None:
+        super().__init__()
+        if down.shape[0] != up.shape[1]:
+            raise ValueError(f"ranks differ: down {tuple(down.shape)}, up {tuple(up.shape)}")
+        self.rounded = rounded
+        self.text_tokens = text_tokens
+        # not cloned: linears that read one input may hold the same down-projection
+        self.register_buffer("down", down.detach())
+        self.register_buffer("up", up.detach())
+        self.register_buffer("gain", None if gain is None else gain.detach())
+
+    @property
+    def rank(self) -> int:
+        """Rank of the branch."""
+        return self.down.shape[0]
+
+    @property
+    def parameters_added(self) -> int:
+        """Numbers that the branch stores."""
+        return self.down.numel() + self.up.numel() + (0 if self.gain is None else self.gain.numel())
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Branch output, ``[..., tokens, in_features]`` to ``[..., tokens, out_features]``.
+
+        Raises:
+            ValueError: There is a gain and the tokens are no whole number of frames.
+        """
+        inner = nn.functional.linear(z, self.down.to(z.dtype))
+        if self.gain is not None:
+            inner = inner * self._gains(z).to(z.dtype)
+        return nn.functional.linear(inner, self.up.to(z.dtype))
+
+    def _gains(self, z: Tensor) -> Tensor:
+        assert self.gain is not None
+        frames, video = self.gain.numel(), z.shape[-2] - self.text_tokens
+        if video <= 0 or video % frames:
+            raise ValueError(
+                f"{z.shape[-2]} tokens are not {self.text_tokens} text tokens and {frames} frames"
+            )
+        text = self.gain.new_ones(self.text_tokens)
+        return torch.cat([text, self.gain.repeat_interleave(video // frames)])[:, None]
