@@ -8,9 +8,11 @@ scale of that tensor can be folded so that it costs nothing at run time. The fol
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor, nn
 
     from harness.quant.capture import BlockInput
@@ -99,6 +101,18 @@ class Family(Protocol):
 
     def tokens(self, transformer: nn.Module, latent: Tensor) -> Tensor:
         """Cut a latent ``[1, ...]`` into the patches that are embedded, ``[tokens, features]``."""
+
+    def frames(self, transformer: nn.Module, value: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+        """Cut latents or denoiser outputs into their frames, ``[batch, frames, features]``.
+
+        Frames as the video tokens count them: latent frames that share a patch are one. The tokens
+        of a frame are contiguous, frames in order.
+
+        Args:
+            transformer: The denoiser.
+            value: Latent or output of the denoiser, ``[batch, ...]``.
+            arguments: Of the denoiser call, where a family packs its tokens.
+        """
 
 
 def linear_at(root: nn.Module, name: str) -> nn.Linear:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from harness.models.families.base import InputGroup, ModulationFold, ValueFold
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor, nn
 
     from harness.quant.capture import BlockInput
@@ -70,3 +72,10 @@ class CogVideoX:
         _, frames, channels, height, width = latent.shape
         grid = latent.reshape(frames // t, t, channels, height // p, p, width // p, p)
         return grid.permute(0, 3, 5, 1, 2, 4, 6).reshape(-1, t * channels * p * p)
+
+    def frames(self, transformer: nn.Module, value: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+        """Join the latent frames of a patch; frames already stand before channels."""
+        del arguments
+        config: Any = transformer.config
+        batch, frames = value.shape[:2]
+        return value.reshape(batch, frames // (config.patch_size_t or 1), -1)
