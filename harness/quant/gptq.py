@@ -7,13 +7,22 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from harness.bits import IDENTITY_WIDTH
 from harness.quant.capture import BlockInput, observing, run_block
-from harness.quant.grid import Affine, decode, encode, expand
+from harness.quant.grid import Affine, decode, encode, expand, storable, weight_grid
+from harness.quant.linear import (
+    QuantLinear,
+    WeightSpec,
+    quantize_linear,
+    stored_grid,
+    transformed_weight,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from harness.models.families.base import Family, InputGroup
+    from harness.quant.activation import ActivationSpec
 
 PERCDAMP = 0.01  # GPTQ, "Step 3: Cholesky Reformulation"
 BLOCK = 128  # GPTQ, "Step 2: Lazy Batch-Updates"
@@ -91,6 +100,7 @@ def gptq(
     group: int = 0,
     percdamp: float = PERCDAMP,
     block: int = BLOCK,
+    act_order: bool = False,
 ) -> Tensor:
     """Round a weight so that the layer's output error, not the weight's, is small.
 
@@ -102,15 +112,92 @@ def gptq(
         group: Group size of the grid, 0 for none.
         percdamp: Dampening as a fraction of the mean diagonal.
         block: Columns updated at once.
+        act_order: Round the columns with the largest diagonal of the Hessian first (an option of
+            the released code); each column keeps the grid of its own group.
 
     Returns:
         Codes as floats ``[out_features, in_features]``.
     """
     width = weight.shape[1]
-    work = weight.detach().double().clone()
-    full = expand(Affine(grid.scale.double(), grid.zero), group)
-    scale = full.scale.expand(-1, width)
+    full = expand(grid, group)
+    scale = full.scale.double().expand(-1, width)
     zero = None if full.zero is None else full.zero.double().expand(-1, width)
+    order = torch.arange(width, device=weight.device)
+    if act_order:
+        order = torch.diagonal(hessian).argsort(descending=True, stable=True)
+        weight, hessian = weight[:, order], hessian[order][:, order]
+
+    def column(j: int, _: Tensor) -> Affine:
+        k = order[j]
+        return Affine(scale[:, k], None if zero is None else zero[:, k])
+
+    codes = _sweep(weight, hessian, bits, percdamp, block, column)
+    return codes[:, order.argsort()]
+
+
+def gptq_current_groups(
+    weight: Tensor,
+    hessian: Tensor,
+    bits: int,
+    *,
+    group: int,
+    symmetric: bool = True,
+    percdamp: float = PERCDAMP,
+    block: int = BLOCK,
+) -> tuple[Tensor, Affine]:
+    """Round a weight by GPTQ, fitting the grid of each group when its first column is reached.
+
+    The min-max grid is that of the weights as the columns before have updated them (GPTQ sec. 5,
+    "175 Billion Parameter Models": group parameters from the most current updated weights).
+
+    Args:
+        weight: ``[out_features, in_features]``.
+        hessian: ``[in_features, in_features]``.
+        bits: Width.
+        group: Group size, a divisor of the width.
+        symmetric: Kind of grid.
+        percdamp: Dampening as a fraction of the mean diagonal.
+        block: Columns updated at once, raised to a multiple of the group size.
+
+    Returns:
+        Codes as floats ``[out_features, in_features]`` and the grid ``[out_features, groups]``,
+        its steps in storage precision.
+
+    Raises:
+        ValueError: The width is not a multiple of the group size.
+    """
+    if group < 1 or weight.shape[1] % group:
+        raise ValueError(f"width {weight.shape[1]} is not a multiple of group size {group}")
+    grids: list[Affine] = []
+
+    def column(j: int, work: Tensor) -> Affine:
+        if j % group == 0:
+            rows = work[:, j : j + group].float()
+            fitted = weight_grid(rows, bits, symmetric=symmetric)
+            grids.append(Affine(storable(fitted.scale), fitted.zero))
+        current = grids[-1]
+        zero = None if current.zero is None else current.zero[:, 0].double()
+        return Affine(current.scale[:, 0].double(), zero)
+
+    # whole groups in a block: updates beyond a block come late, and the fit needs them
+    whole = -(-block // group) * group
+    codes = _sweep(weight, hessian, bits, percdamp, whole, column)
+    zeros = [grid.zero for grid in grids if grid.zero is not None]
+    scale = torch.cat([grid.scale for grid in grids], 1)
+    return codes, Affine(scale, torch.cat(zeros, 1) if zeros else None)
+
+
+def _sweep(
+    weight: Tensor,
+    hessian: Tensor,
+    bits: int,
+    percdamp: float,
+    block: int,
+    column: Callable[[int, Tensor], Affine],
+) -> Tensor:
+    """Round column after column; ``column(j, updated weight)`` gives the grid ``[out]`` of one."""
+    width = weight.shape[1]
+    work = weight.detach().double().clone()
     dead = torch.diagonal(hessian) == 0
     work[:, dead] = 0
     root = _inverse_root(hessian, dead, percdamp)
@@ -119,13 +206,75 @@ def gptq(
         stop = min(start + block, width)
         errors = torch.empty_like(work[:, start:stop])
         for j in range(start, stop):
-            column = Affine(scale[:, j], None if zero is None else zero[:, j])
-            codes[:, j] = encode(work[:, j], column, bits)
-            error = (work[:, j] - decode(codes[:, j], column)) / root[j, j]
+            grid = column(j, work)
+            codes[:, j] = encode(work[:, j], grid, bits)
+            error = (work[:, j] - decode(codes[:, j], grid)) / root[j, j]
             work[:, j + 1 : stop] -= error[:, None] * root[j, j + 1 : stop]
             errors[:, j - start] = error
         work[:, stop:] -= errors @ root[start:stop, stop:]
     return codes.float()
+
+
+def gptq_linear(
+    linear: nn.Linear,
+    weight: WeightSpec,
+    activation: ActivationSpec,
+    hessian: Tensor,
+    *,
+    transforms: Sequence[nn.Module] = (),
+    clip: Tensor | float = 1.0,
+    percdamp: float = PERCDAMP,
+    act_order: bool = False,
+) -> QuantLinear:
+    """Replace a linear by one whose weight GPTQ has rounded.
+
+    Args:
+        linear: The layer to replace; it is not changed.
+        weight: How the weight is rounded. The grids of groups are fitted as the rounding reaches
+            them, before it where ``act_order`` asks for it.
+        activation: How the input is rounded.
+        hessian: Of the transformed inputs.
+        transforms: Input transforms; the weight is mapped accordingly.
+        clip: Factor on the range of each row, number or ``[out, 1]``; only without groups.
+        percdamp: Dampening as a fraction of the mean diagonal.
+        act_order: Round the columns with the largest diagonal of the Hessian first.
+    """
+    if weight.bits == IDENTITY_WIDTH:
+        return quantize_linear(linear, weight, activation, transforms=transforms)
+    mapped = transformed_weight(linear.weight.detach().float(), transforms)
+    if weight.group and not act_order:
+        codes, grid = gptq_current_groups(
+            mapped, hessian, weight.bits,
+            group=weight.group, symmetric=weight.symmetric, percdamp=percdamp,
+        )  # fmt: skip
+    else:
+        grid = stored_grid(
+            weight_grid(
+                mapped, weight.bits, symmetric=weight.symmetric, group=weight.group, clip=clip
+            )
+        )
+        codes = gptq(
+            mapped, hessian, grid, weight.bits,
+            group=weight.group, percdamp=percdamp, act_order=act_order,
+        )  # fmt: skip
+    return quantize_linear(
+        linear, weight, activation, transforms=transforms, grid=grid, codes=codes
+    )
+
+
+def output_error(weight: Tensor, rounded: Tensor, hessian: Tensor) -> float:
+    """Relative output error of a rounded weight, ||X (W_q - W)^T||^2 / ||X W^T||^2.
+
+    Exact over all inputs that the Hessian has seen, since it is their second moment.
+
+    Args:
+        weight: ``[out_features, in_features]``.
+        rounded: The same on its grid.
+        hessian: ``[in_features, in_features]``.
+    """
+    exact, wrong = weight.double(), rounded.double() - weight.double()
+    size = float((exact @ hessian).mul_(exact).sum())
+    return float((wrong @ hessian).mul_(wrong).sum()) / size if size > 0 else 0.0
 
 
 def _inverse_root(hessian: Tensor, dead: Tensor, percdamp: float) -> Tensor:
