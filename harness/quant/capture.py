@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,31 +30,43 @@ class BlockInput:
         streams: The streams that blocks update, by argument name, each
             ``[branches, tokens, width]``.
         fixed: The other arguments, the same for every block.
+        rows: Batch rows of a stream that belong to one guidance branch: 1, except where a family
+            folds frames or positions into the batch.
     """
 
     sample: Sample
     streams: dict[str, Tensor]
     fixed: dict[str, Any] = field(default_factory=dict)
+    rows: int = 1
 
     def with_streams(self, streams: dict[str, Tensor]) -> BlockInput:
         """Return the same sample with other stream values."""
-        return BlockInput(sample=self.sample, streams=streams, fixed=self.fixed)
+        return replace(self, streams=streams)
 
     @property
     def branches(self) -> int:
         """Guidance branches stacked in the batch."""
+        return self._batch() // self.rows
+
+    def _batch(self) -> int:
         return next(iter(self.streams.values())).shape[0]
 
     def branch(self, index: int) -> BlockInput:
-        """Keep one guidance branch, batch 1."""
-        batch = self.branches
+        """Keep one guidance branch."""
+        branches, batch = self.branches, self._batch()
 
         def take(value: Any) -> Any:
-            own = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch
-            return value[index : index + 1] if own else value
+            if isinstance(value, tuple):
+                return tuple(take(part) for part in value)
+            if not isinstance(value, Tensor) or value.dim() == 0:
+                return value
+            if value.shape[0] not in (branches, batch):
+                return value
+            own = value.shape[0] // branches
+            return value[index * own : (index + 1) * own]
 
-        return BlockInput(
-            sample=self.sample,
+        return replace(
+            self,
             streams={k: take(v) for k, v in self.streams.items()},
             fixed={k: take(v) for k, v in self.fixed.items()},
         )
@@ -68,11 +80,25 @@ class BlockInput:
             floating = isinstance(value, Tensor) and value.is_floating_point()
             return value.float() if floating else value
 
-        return BlockInput(
-            sample=self.sample,
+        return replace(
+            self,
             streams={k: widen(v) for k, v in self.streams.items()},
             fixed={k: widen(v) for k, v in self.fixed.items()},
         )
+
+
+def named_arguments(
+    block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Arguments of a block call by name.
+
+    What falls into ``*args`` or ``**kwargs`` is left out: a block that has these ignores them.
+    """
+    signature = inspect.signature(block.forward)
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    named = {p.name for p in signature.parameters.values() if p.kind not in variadic}
+    taken = signature.bind(*args, **kwargs).arguments
+    return {k: v for k, v in taken.items() if k in named}
 
 
 def first_block_inputs(
@@ -99,17 +125,18 @@ def each_first_block_input(
     """As ``first_block_inputs``, one sample in memory at a time."""
     _, first = family.blocks(transformer)[0]
     device = next(transformer.parameters()).device
-    signature = inspect.signature(first.forward)
     caught: list[dict[str, Any]] = []
 
-    def grab(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        caught.append(dict(signature.bind(*args, **kwargs).arguments))
+    def grab(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        caught.append(named_arguments(block, args, kwargs))
         raise _Caught
 
     for sample in samples:
-        handle = first.register_forward_pre_hook(grab, with_kwargs=True)
+        call = pool.call(sample, device)
+        # ahead of the block's own hooks: they change the arguments again when the block is run
+        handle = first.register_forward_pre_hook(grab, with_kwargs=True, prepend=True)
         try:
-            transformer(**pool.call(sample, device).arguments)
+            transformer(**call.arguments)
         except _Caught:
             pass
         finally:
@@ -119,6 +146,7 @@ def each_first_block_input(
             sample=sample,
             streams={k: v.clone() for k, v in arguments.items() if k in family.streams},
             fixed={k: v for k, v in arguments.items() if k not in family.streams},
+            rows=arguments[family.video_stream].shape[0] // call.branches,
         )
 
 

@@ -29,7 +29,7 @@ class SpilledInputs(Sequence[BlockInput]):
     def __init__(self, folder: Path, device: torch.device) -> None:
         self._folder = folder
         self._device = device
-        self._facts: list[tuple[Sample, dict[str, Any], dict[str, Any]]] = []
+        self._facts: list[tuple[Sample, int, dict[str, Any], dict[str, Any]]] = []
 
     def extend(self, inputs: Iterable[BlockInput]) -> SpilledInputs:
         """Write samples, one in memory at a time.
@@ -41,7 +41,7 @@ class SpilledInputs(Sequence[BlockInput]):
             tensors: dict[str, Tensor] = {}
             streams, fixed = _encode(given.streams, tensors), _encode(given.fixed, tensors)
             save_file(tensors, self._path(len(self._facts)))
-            self._facts.append((given.sample, streams, fixed))
+            self._facts.append((given.sample, given.rows, streams, fixed))
         return self
 
     def clear(self) -> None:
@@ -62,10 +62,13 @@ class SpilledInputs(Sequence[BlockInput]):
             return [self[i] for i in range(*index.indices(len(self)))]
         if index < 0:
             index += len(self)
-        sample, streams, fixed = self._facts[index]
+        sample, rows, streams, fixed = self._facts[index]
         tensors = load_file(self._path(index), device=str(self._device))
         return BlockInput(
-            sample=sample, streams=_decode(streams, tensors), fixed=_decode(fixed, tensors)
+            sample=sample,
+            streams=_decode(streams, tensors),
+            fixed=_decode(fixed, tensors),
+            rows=rows,
         )
 
     def _path(self, index: int) -> Path:
