@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from harness.bits import BitSpec
 from harness.errors import UsageError
 from harness.experiment_file import ExperimentFile, MethodSection
+from harness.registry import several
 from harness.spec import GenSpec, MethodSpec
 
 _T = TypeVar("_T")
@@ -77,6 +78,8 @@ class Experiment:
         calibration_prompts: Prompts whose trajectories are recorded for calibration.
         calibration_budget: ``quick`` shortens the training of methods on bundled models (the table
             says so), ``full`` runs every method at its own defaults.
+        lenient: Methods that a group name (``all``, ``baselines``) stands for: one of them that
+            cannot be loaded is an unsupported row, not an error.
     """
 
     models: tuple[str, ...]
@@ -90,6 +93,7 @@ class Experiment:
     calibration_budget: str
     execution: Execution
     out: Path | None
+    lenient: tuple[str, ...] = ()
 
     def gen_for(self, default: GenSpec) -> GenSpec:
         """A model's generation settings with the overrides applied."""
@@ -105,7 +109,9 @@ def resolve(file: ExperimentFile, flags: Flags) -> Experiment:
     run = file.run
     bits = _widths(flags.bits or tuple(run.bits or DEFAULT_BITS))
     seed = file.calibration.seed or 0
-    chosen = flags.methods or (tuple(run.methods) if run.methods else None)
+    named = flags.methods or (tuple(run.methods) if run.methods else None)
+    chosen = None if named is None else _ungrouped(named)
+    lenient = tuple(n for n in chosen or () if n not in (named or ()))
     rows = _rows(file.method, chosen, bits, seed)
     baselines = flags.baselines if flags.baselines is not None else run.baselines is not False
     rows = _with_references(rows, bits, seed, BASELINES if baselines else ())
@@ -135,7 +141,13 @@ def resolve(file: ExperimentFile, flags: Flags) -> Experiment:
             measure=execution.measure is not False,
         ),
         out=out,
+        lenient=lenient,
     )
+
+
+def _ungrouped(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names with ``all`` and ``baselines`` replaced by what they stand for."""
+    return _unique(tuple(name for given in names for name in several(given) or (given,)))
 
 
 def _rows(

@@ -17,7 +17,7 @@ from harness.keys import (
 )
 from harness.models.table import model_spec, quick_options
 from harness.provenance import Device, cohort, cores, find_device
-from harness.registry import MethodFacts, describe, find_method
+from harness.registry import BrokenMethodError, MethodFacts, describe, find_method
 from harness.stages.measure import CLIPS, ROUNDS, protocol
 from harness.suites import load_suite, refuse_overlap
 from harness.task import Keyed, MeasuredRow, MeasureTask, PoolTask
@@ -88,7 +88,7 @@ def make_plan(experiment: Experiment, store: Store) -> Plan:
     for row in experiment.rows:
         find_method(row.method.name)  # all names before any method, which may import torch
     fitted = [(m, _fitted(row, m, experiment)) for m in models for row in experiment.rows]
-    rows = [(m, row, _facts(row, m, store)) for m, row in fitted]
+    rows = [(m, row, _facts(row, m, store, experiment.lenient)) for m, row in fitted]
     calibration = None
     if any(facts.needs_calibration for _, _, facts in rows):
         calibration = load_suite(
@@ -123,10 +123,23 @@ def _fitted(row: Row, model: ModelSpec, experiment: Experiment) -> Row:
     return replace(row, method=replace(row.method, options=tuple(sorted(options.items()))))
 
 
-def _facts(row: Row, model: ModelSpec, store: Store) -> MethodFacts:
+def _facts(row: Row, model: ModelSpec, store: Store, lenient: tuple[str, ...]) -> MethodFacts:
+    """What planning must know of a row; a method that only a group named may be broken."""
     chosen = dict(row.method.options)
     cache = store.root / "facts"
-    return describe(row.method.name, chosen, model.family, row.bits, cache)
+    try:
+        return describe(row.method.name, chosen, model.family, row.bits, cache)
+    except BrokenMethodError as cause:
+        if row.method.name not in lenient:
+            raise
+        return MethodFacts(
+            name=row.method.name,
+            version=0,
+            needs_calibration=False,
+            unquantized=False,
+            options=plain(chosen),
+            unsupported=dict.fromkeys(row.bits, cause.message),
+        )
 
 
 def _run_id(
@@ -139,6 +152,7 @@ def _run_id(
     identity = plain(replace(experiment, out=None))
     # How the work is spread does not make another experiment; the threads are in the cohort.
     identity.pop("execution")
+    identity.pop("lenient")  # how the rows were named, not which they are
     identity["measure"] = experiment.execution.measure
     identity["revisions"] = [[m.name, m.revision, m.variant] for m in models]
     identity["prompts"] = [suite.digest, calibration.digest if calibration else ""]

@@ -30,6 +30,15 @@ if TYPE_CHECKING:
     from harness.method import Method
 
 GROUP = "harness.methods"
+EVERY, BASELINES = "all", "baselines"
+"""Names that stand for several methods: every registered one that quantizes, and the baselines."""
+
+REFERENCES = ("fp", "control")
+_BASELINE_PACKAGE = "baselines"
+
+
+class BrokenMethodError(HarnessError):
+    """A registered method cannot be loaded: its import fails, or what it names is no method."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +63,20 @@ def methods() -> dict[str, EntryPoint]:
     return {point.name: point for point in sorted(entry_points(group=GROUP), key=lambda p: p.name)}
 
 
+def several(name: str) -> tuple[str, ...]:
+    """The methods that ``all`` or ``baselines`` stands for; empty for any other name.
+
+    Baselines come first, the reference rows are not among them, and nothing is imported.
+    """
+    if name not in (EVERY, BASELINES):
+        return ()
+    found = {n: p.module.partition(".")[0] for n, p in methods().items() if n not in REFERENCES}
+    baselines = [n for n, package in found.items() if package == _BASELINE_PACKAGE]
+    if name == BASELINES:
+        return tuple(baselines)
+    return (*baselines, *(n for n in found if n not in baselines))
+
+
 def find_method(name: str) -> EntryPoint:
     """The entry point of a method.
 
@@ -76,7 +99,7 @@ def load_method(name: str) -> Method:
 
     Raises:
         UsageError: There is no such name.
-        HarnessError: Importing it fails, or what was imported is no method.
+        BrokenMethodError: Importing it fails, or what was imported is no method.
     """
     from harness.method import Method
 
@@ -84,14 +107,14 @@ def load_method(name: str) -> Method:
     try:
         found: Any = point.load()
     except (ImportError, AttributeError) as cause:
-        raise HarnessError(
+        raise BrokenMethodError(
             f"method '{name}' ({point.value}) cannot be imported: {cause}",
             "install what it needs, or put its folder on PYTHONPATH",
         ) from cause
     method: Method = found() if isinstance(found, type) else found
     missing = [a for a in _members(Method) if not hasattr(method, a)]
     if missing:
-        raise HarnessError(
+        raise BrokenMethodError(
             f"method '{name}' ({point.value}) lacks {', '.join(missing)}",
             "docs/adding-a-method.md shows a complete method",
         )

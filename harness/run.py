@@ -8,22 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from harness.collect import Collector, Ending, copy_out, outcome, timing_warnings
+from harness.collect import Collector, Ending, copy_out, timing_warnings
 from harness.durable import probe_folder
 from harness.errors import InfraError
 from harness.estimate import Estimate, check_space, estimate
 from harness.executors.base import Ended, Event, Executor
 from harness.executors.local import LocalExecutor
-from harness.keys import plain
 from harness.plan import Plan, make_plan, measure_task
-from harness.provenance import cores, provenance
+from harness.provenance import cores
 from harness.records import Run, write_run
 from harness.spec import Record, Status
+from harness.standing import UNFINISHED, describe_run, standing_of
 from harness.store import Store
 
 if TYPE_CHECKING:
     from harness.cells import PlannedCell
-    from harness.spec import PromptSuite
     from harness.task import Task
 
 POLL_S = 0.2
@@ -106,13 +105,25 @@ def execute(
         KeyboardInterrupt: Somebody stopped it; everything published so far is kept.
     """
     executor = make_executor(prepared, store)
-    work = _Work(prepared=prepared, store=store, monitor=monitor, executor=executor)
+    work = _Work(
+        prepared=prepared, store=store, monitor=monitor, executor=executor, command=command
+    )
     try:
         endings = work.make_cells()
         measures, failures = work.measure(endings)
     finally:
         executor.stop()
-    run = _collect(prepared, store, endings, measures, failures, command)
+    collector = Collector(plan=prepared.plan, store=store, measures=measures)
+    run = describe_run(
+        prepared.plan,
+        store,
+        folder=prepared.folder,
+        endings=endings,
+        records=[record for cell in prepared.plan.cells for record in collector.records(cell)],
+        failures=failures,
+        warnings=timing_warnings(store, measures),
+        command=command,
+    )
     write_run(run)
     copy_out(prepared.plan, store, prepared.folder)
     return run
@@ -126,8 +137,10 @@ class _Work:
     store: Store
     monitor: Monitor
     executor: Executor
+    command: list[str]
     endings: dict[str, Ended] = field(default_factory=dict)
     running: set[str] = field(default_factory=set)
+    collected: dict[str, list[Record]] = field(default_factory=dict)
 
     def make_cells(self) -> dict[str, Ending]:
         """Run pools and cells, each when what it waits for has ended."""
@@ -140,6 +153,8 @@ class _Work:
             needs = {cell.pool} if cell.needs_quantizing else set()
             needs |= {cell.waits_for}
             waiting[name] = (cell.task, {n for n in needs if n in plan.pools or n in todo})
+        if todo:
+            self._leave_standing()
         while waiting or self.running:
             self._start_ready(waiting, todo)
             self._poll()
@@ -191,6 +206,8 @@ class _Work:
             self.running.discard(found.task)
             self.endings[found.task] = found
             self.monitor.ended(found)
+            if found.task in self._cells:
+                self._leave_standing()
             if found.disk_full:
                 raise InfraError(
                     f"the disk is full: '{found.task}' could not write ({found.detail})",
@@ -198,13 +215,35 @@ class _Work:
                     "goes on from there",
                 )
 
+    @property
+    def _cells(self) -> set[str]:
+        return {c.cell.id for c in self.prepared.plan.cells}
+
     def _ending(self, cell: PlannedCell) -> Ending:
-        if cell.unsupported:
-            return Ending(status=Status.UNSUPPORTED, detail=cell.unsupported)
         ended = self.endings.get(cell.cell.id)
         if ended is None:
-            return Ending(status=Status.OK)
+            return standing_of(cell)
         return Ending(status=ended.status, detail=ended.detail)
+
+    def _leave_standing(self) -> None:
+        """Write the run folder as it stands, so that a long run can be read before its end."""
+        endings = {c.cell.id: self._ending(c) for c in self.prepared.plan.cells}
+        collector = Collector(plan=self.prepared.plan, store=self.store, measures={})
+        for cell in self.prepared.plan.cells:
+            if cell.cell.id not in self.collected and endings[cell.cell.id].status is Status.OK:
+                self.collected[cell.cell.id] = list(collector.records(cell))
+        records = [r for found in self.collected.values() for r in found]
+        write_run(
+            describe_run(
+                self.prepared.plan,
+                self.store,
+                folder=self.prepared.folder,
+                endings=endings,
+                records=records,
+                warnings=[UNFINISHED],
+                command=self.command,
+            )
+        )
 
     def measure(self, endings: dict[str, Ending]) -> tuple[dict[str, str], list[str]]:
         """Time the rows that ended well; returns the measured sets by model, and failures."""
@@ -228,65 +267,3 @@ class _Work:
                     continue
             measures[model.name] = task.measure.key
         return measures, failures
-
-
-def _collect(
-    prepared: Prepared,
-    store: Store,
-    endings: dict[str, Ending],
-    measures: dict[str, str],
-    failures: list[str],
-    command: list[str],
-) -> Run:
-    plan = prepared.plan
-    collector = Collector(plan=plan, store=store, measures=measures)
-    cells = tuple(outcome(c, endings[c.cell.id], store) for c in plan.cells)
-    records: list[Record] = []
-    for planned in plan.cells:
-        records += collector.records(planned)
-    warnings = timing_warnings(store, measures)
-    facts = {**provenance(command), "failures": failures, "warnings": warnings}
-    return Run(
-        id=plan.run,
-        folder=prepared.folder,
-        experiment=_described(plan),
-        suites=_suites(plan),
-        cohort=next(iter(plan.cohorts.values())),
-        provenance=facts,
-        cells=cells,
-        records=tuple(records),
-    )
-
-
-def _described(plan: Plan) -> dict[str, Any]:
-    described: dict[str, Any] = plain(plan.experiment)
-    described["models"] = [plain(model) for model in plan.models]
-    described["gen"] = {name: plain(gen) for name, gen in plan.gens.items()}
-    described["cohorts"] = plan.cohorts
-    described["rows"] = [
-        {
-            "label": c.cell.method.label,
-            "method": c.facts.name,
-            "version": c.facts.version,
-            "options": c.facts.options,
-            "bits": c.cell.bits,
-            "model": c.cell.model.name,
-            "calibration_seed": c.cell.method.calibration_seed,
-        }
-        for c in plan.cells
-    ]
-    return described
-
-
-def _suites(plan: Plan) -> dict[str, Any]:
-    def facts(suite: PromptSuite) -> dict[str, Any]:
-        return {
-            "version": suite.version,
-            "digest": suite.digest,
-            "role": suite.role,
-            "prompts": len(suite.prompts),
-            "texts": {prompt.id: prompt.text for prompt in suite.prompts},
-        }
-
-    suites = [plan.suite, *([plan.calibration] if plan.calibration else [])]
-    return {suite.name: facts(suite) for suite in suites}

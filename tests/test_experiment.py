@@ -93,6 +93,23 @@ def test_the_methods_flag_chooses_among_the_rows_of_the_file() -> None:
     assert len(labels(experiment(ABLATION, methods=("s2q",), baselines=False))) == 6
 
 
+@pytest.mark.parametrize("flags", [{"methods": ("all",)}, {}])
+def test_all_takes_the_rows_of_the_file_where_it_has_some(flags: dict[str, object]) -> None:
+    text = '[run]\nmethods = ["all"]\n[[method]]\nname = "rtn"\nbits = ["w4a16"]'
+    found = experiment(text, baselines=False, **flags)
+    rows = {row.method.label: row.bits for row in found.rows}
+    assert {"s2q", "ptq4dit", "rtn-gptq"} <= rows.keys()
+    assert rows["rtn"] == ("w4a16",)
+    assert rows["s2q"] == ("w4a6",)
+    assert "control" not in rows
+
+
+def test_a_method_that_is_named_itself_is_held_to_its_name_and_a_group_is_not() -> None:
+    found = experiment(methods=("baselines", "s2q", "rtn"), baselines=False)
+    assert "rtn-gptq" in found.lenient
+    assert not {"s2q", "rtn"} & set(found.lenient)
+
+
 def test_two_rows_of_one_name_are_refused() -> None:
     text = '[[method]]\nname = "s2q"\n[[method]]\nname = "s2q"\noptions = {count = 1}'
     with pytest.raises(UsageError, match="two rows are called 's2q'"):

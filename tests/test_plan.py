@@ -148,6 +148,21 @@ def test_a_device_is_found_without_torch() -> None:
             find_device(wrong)
 
 
+def test_a_broken_method_of_a_group_is_a_row_with_the_reason_and_by_name_an_error(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = "no_such_module:X"
+    with pytest.raises(HarnessError, match="cannot be imported"):
+        plan(place, methods=(broken,))
+    group = {"all": (TOY, broken)}
+    monkeypatch.setattr("harness.config.several", lambda name: group.get(name, ()))
+    found = plan(place, methods=("all",), bits=("w4a6", "w3a4"))
+    said = {(c.cell.method.name, c.cell.bits): c.unsupported for c in found.cells}
+    assert said[TOY, "w4a6"] == ""
+    assert said[TOY, "w3a4"] == "toys have two bits or more than three"
+    assert "cannot be imported" in said[broken, "w4a6"]
+
+
 def test_two_models_of_one_name_are_refused(place: Path) -> None:
     write_model_folder(place / "other" / "model")
     both = (str(place / "model"), str(place / "other" / "model"))

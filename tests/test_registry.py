@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from harness.errors import HarnessError, UsageError
-from harness.registry import describe, find_method, load_method, methods, resolve_options
+from harness.registry import (
+    describe,
+    find_method,
+    load_method,
+    methods,
+    resolve_options,
+    several,
+)
 from tests.doubles import Toy
 
 TOY = "tests.doubles:Toy"
@@ -27,6 +34,15 @@ def test_an_unknown_method_names_the_nearest() -> None:
         find_method("s2qq")
     assert caught.value.message == "method 's2qq' is unknown"
     assert caught.value.hint.startswith("did you mean s2q? known: ")
+
+
+def test_all_stands_for_every_registered_method_that_quantizes() -> None:
+    every, baselines = several("all"), several("baselines")
+    assert set(every) == set(methods()) - {"fp", "control"}
+    assert every[: len(baselines)] == baselines
+    assert "rtn" in baselines
+    assert "s2q" not in baselines
+    assert several("s2q") == ()
 
 
 def test_a_method_can_be_named_by_module_and_attribute() -> None:

@@ -13,11 +13,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from harness.config import Flags
+from harness.config import Flags, resolve
 from harness.errors import InfraError
 from harness.experiment_file import ExperimentFile
 from harness.records import load_run
+from harness.run import prepare
 from harness.spec import Status
+from harness.standing import standing
 from harness.store import Store
 from tests.doubles import write_model_folder
 from tests.fake_run import Quiet, fake_run
@@ -148,6 +150,34 @@ def test_a_full_disk_stops_the_run_and_keeps_the_clips(place: Path) -> None:
     assert caught.value.exit_code == 4
     assert "kept" in caught.value.hint
     assert len(published("clip")) == 3
+
+
+def test_an_unfinished_run_leaves_a_folder_that_names_what_is_missing(place: Path) -> None:
+    with pytest.raises(InfraError):
+        fake_run(flags(place, TOY, "tests.doubles:FullDisk", "control", jobs=1))
+    run = load_run(place / "out")
+    said = {cell.label: (cell.status, cell.detail) for cell in run.cells}
+    assert said["fp"] == (Status.OK, "")
+    assert said["tests.doubles.FullDisk"][0] is Status.ERROR
+    pending = [text for status, text in said.values() if status is Status.SKIPPED]
+    assert pending
+    assert all(text.startswith("not made yet") for text in pending)
+    assert "not finished" in run.provenance["warnings"][0]
+    whole = {cell.id for cell in run.cells if cell.status is Status.OK}
+    assert {record.cell for record in run.records} == whole
+
+
+def test_the_standing_of_an_experiment_is_what_the_store_holds_of_it(place: Path) -> None:
+    fake_run(flags(place, TOY))
+    wider = resolve(ExperimentFile(), flags(place, TOY, bits=("w4a6", "w8a8")))
+    prepared = prepare(wider, Store())
+    before = len(Store().journal())
+    run = standing(prepared.plan, Store(), folder=prepared.folder, command=["x"])
+    said = {cell.bits: cell for cell in run.cells}
+    assert said["w4a6"].status is Status.OK
+    assert said["w8a8"].status is Status.SKIPPED
+    assert said["w8a8"].detail == "not made yet: not quantized"
+    assert len(Store().journal()) == before
 
 
 def test_an_output_folder_that_cannot_be_written_is_found_before_any_work(place: Path) -> None:

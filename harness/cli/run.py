@@ -70,7 +70,11 @@ def _list(
 
 
 @click.command()
-@_list("--methods", "Methods, by name or module:attribute.  [default: s2q,ptq4dit]")
+@_list(
+    "--methods",
+    "Methods, by name or module:attribute; 'all' and 'baselines' stand for many.  "
+    "[default: s2q,ptq4dit]",
+)
 @_list("--bits", "Widths, weights then activations.  [default: w4a6]")
 @_list("--model", "Bundled name or folder in diffusers format.  [default: shapes]", name="models")
 @click.option("--suite", help="Prompt suite or file.  [default: shapes-eval]")
