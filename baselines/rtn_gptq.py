@@ -7,13 +7,11 @@ default would see.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.api import (
     IDENTITY_WIDTH,
-    SIMULATED,
     BitSpec,
     Deviation,
     QuantContext,
@@ -23,20 +21,16 @@ from harness.api import (
 )
 from harness.models.families.base import linear_at
 from harness.quant.activation import ActivationSpec
-from harness.quant.apply import MODULATION, activation_of, layer_reports
+from harness.quant.apply import MODULATION, activation_of
 from harness.quant.artifact import replace_module_
-from harness.quant.capture import (
-    BRANCHES,
-    first_block_inputs,
-    run_block_over,
-    split_branches,
-)
+from harness.quant.capture import BRANCHES
 from harness.quant.clip import search_clip
 from harness.quant.gptq import gptq, group_hessians
 from harness.quant.grid import weight_grid
 from harness.quant.linear import QuantLinear, WeightSpec, quantize_linear, stored_grid
 from harness.quant.options import check_choice, check_range
 from harness.quant.salience import RULES, choose_samples, pool_salience, shortage
+from harness.quant.walk import Walk, block_groups
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -105,38 +99,23 @@ class RTNGPTQ:
 
     def quantize_(self, transformer: nn.Module, ctx: QuantContext) -> QuantReport:
         """Round block by block."""
-        started, pool, options = time.perf_counter(), ctx.calibration, ctx.options
+        pool, options = ctx.calibration, ctx.options
         salience = pool_salience(pool, ctx.family, transformer)
         chosen = choose_samples(
             options.selection, options.samples, pool, salience, ctx.generator(salt=1)
         )
-        captured = first_block_inputs(transformer, ctx.family, pool, chosen)
-        inputs = split_branches(captured, options.branches)
-        blocks = ctx.family.blocks(transformer)
-        for i, (name, block) in enumerate(blocks):
-            ctx.progress(i / len(blocks), f"rounding {name}")
-            targets = run_block_over(block, ctx.family, inputs)
-            groups = [
-                g for g in ctx.family.groups(block) if options.modulation == "w" or not g.modulation
-            ]
-            hessians = group_hessians(block, ctx.family, groups, {}, inputs)
+        walk = Walk(transformer, ctx, chosen, branches=options.branches, verb="rounding")
+        for step in walk:
+            groups = block_groups(ctx.family, step.block, options.modulation)
+            hessians = group_hessians(step.block, ctx.family, groups, {}, step.inputs)
             for group in groups:
                 activation = activation_of(group, ActivationSpec(bits=ctx.bits.a))
                 for linear in group.linears:
                     rounded = _round(
-                        linear_at(block, linear), ctx.bits.w, activation, hessians[group.name]
+                        linear_at(step.block, linear), ctx.bits.w, activation, hessians[group.name]
                     )
-                    replace_module_(block, linear, rounded)
-            inputs = targets
-        return QuantReport(
-            execution=SIMULATED,
-            layers=layer_reports(transformer),
-            calibration_clips=len(pool.prompts),
-            calibration_forwards=pool.forwards + 2 * len(inputs) * inputs[0].branches,
-            calibration_samples=len(chosen),
-            seconds=time.perf_counter() - started,
-            notes=shortage(chosen, options.samples),
-        )
+                    replace_module_(step.block, linear, rounded)
+        return walk.report(passes=1, notes=shortage(chosen, options.samples))
 
 
 def _round(

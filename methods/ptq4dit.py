@@ -15,7 +15,6 @@ arXiv 2405.16005, NeurIPS 2024. In five steps:
 from __future__ import annotations
 
 import copy
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,7 +23,6 @@ from scipy.stats import spearmanr
 
 from harness.api import (
     IDENTITY_WIDTH,
-    SIMULATED,
     BitSpec,
     Deviation,
     QuantContext,
@@ -36,18 +34,11 @@ from harness.models.families.base import linear_at
 from harness.models.families.fold import fold_scale_
 from harness.quant.activation import ActivationSpec
 from harness.quant.adaround import AdaRoundLinear, StaticActivation, annealed_beta
-from harness.quant.apply import MODULATION, layer_reports
+from harness.quant.apply import MODULATION
 from harness.quant.artifact import replace_module_
 from harness.quant.attention_mass import block_attention_mass, token_weights
 from harness.quant.block_trainer import BlockTask, train_block
-from harness.quant.calibration import CalibrationPool, Sample
-from harness.quant.capture import (
-    BRANCHES,
-    BlockInput,
-    first_block_inputs,
-    run_block_over,
-    split_branches,
-)
+from harness.quant.capture import BRANCHES
 from harness.quant.clip import percentile_grid
 from harness.quant.grid import Affine, storable
 from harness.quant.linear import (
@@ -58,8 +49,10 @@ from harness.quant.linear import (
 )
 from harness.quant.options import check_choice, check_range
 from harness.quant.salience import RULES, choose_samples, pool_salience, shortage
+from harness.quant.samples import uniform_samples
 from harness.quant.statistics import channel_absmax_by_step, sample_values
 from harness.quant.transform import ChannelScale
+from harness.quant.walk import Walk, block_groups
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,6 +60,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from harness.models.families.base import InputGroup
+    from harness.quant.calibration import Sample
+    from harness.quant.capture import BlockInput
 
 PERCENTILES = (0.999, 0.9999, 0.99999)  # PTQ4DiT's released code, range initialisation
 
@@ -231,20 +226,6 @@ def choose(ctx: QuantContext, transformer: nn.Module) -> list[Sample]:
     return choose_samples(options.selection, options.samples, pool, salience, generator)
 
 
-def uniform_samples(pool: CalibrationPool, count: int, timesteps: int) -> list[Sample]:
-    """Take equally spaced timesteps, each with the same number of prompts, taken in turn."""
-    spread = min(timesteps, pool.steps, count)
-    steps = torch.linspace(0, pool.steps - 1, spread).round().long().tolist()
-    each = min(-(-count // len(steps)), len(pool.prompts))
-    # round by round, so that a count that is no multiple of the timesteps takes from all alike
-    chosen = [
-        Sample((i * each + j) % len(pool.prompts), step)
-        for j in range(each)
-        for i, step in enumerate(steps)
-    ]
-    return sorted(chosen[:count])
-
-
 def spearman_guided_salience(salience: Tensor, weight: Tensor) -> Tensor:
     """SSC: s_rho(X_j) = sum_t eta_t s(X_j^(t)), eta = softmax_t(-rho_t) (eq. 9-11).
 
@@ -282,48 +263,40 @@ class _Run:
         self.options: PTQ4DiTOptions = ctx.options
         self.family = ctx.family
         self.curves: dict[str, list[float]] = {}
+        self.online: dict[str, list[nn.Module]] = {}
 
     def quantize_(self) -> QuantReport:
         """Balance, fold and reconstruct block by block."""
-        started, pool = time.perf_counter(), self.ctx.calibration
+        options = self.options
         chosen = choose(self.ctx, self.transformer)
-        captured = first_block_inputs(self.transformer, self.family, pool, chosen)
-        inputs = quantized = split_branches(captured, self.options.branches)
-        blocks = self.family.blocks(self.transformer)
-        for i, (name, block) in enumerate(blocks):
-            self.ctx.progress(i / len(blocks), f"reconstructing {name}")
-            scales = self.channel_wise_salience_balancing(block, inputs)
-            online = self.reparameterise_(block, scales)
-            targets = run_block_over(block, self.family, inputs)
-            weights = self.token_weights(block, inputs)
-            task = BlockTask(inputs=quantized, targets=targets, weights=weights)
-            self.reconstruct_(block, task, online, i)
-            inputs, quantized = targets, run_block_over(block, self.family, quantized)
-        return QuantReport(
-            execution=SIMULATED,
-            layers=layer_reports(self.transformer),
-            calibration_clips=len(pool.prompts),
-            calibration_forwards=pool.forwards + self.evaluations(inputs),
-            calibration_samples=len(chosen),
-            seconds=time.perf_counter() - started,
+        walk = Walk(
+            self.transformer, self.ctx, chosen,
+            branches=options.branches, inputs="quantized", verb="reconstructing",
+            prepare=self.balance_,
+        )  # fmt: skip
+        for step in walk:
+            weights = self.token_weights(step.block, step.inputs)
+            task = BlockTask(inputs=step.given, targets=step.targets, weights=weights)
+            self.reconstruct_(step.block, task, self.online, step.index)
+        return walk.report(
+            passes=1 + options.balance + options.token_weights,
+            steps=len(self.curves["loss_block_0"]),
             notes=(
-                *shortage(chosen, self.options.samples),
-                f"{self.options.iterations} AdaRound iterations a block, one sample each; the "
+                *shortage(chosen, options.samples),
+                f"{options.iterations} AdaRound iterations a block, one sample each; the "
                 "released code runs 20 000 of 16 or 32 samples",
             ),
             curves=self.curves,
         )
 
-    def evaluations(self, inputs: Sequence[BlockInput]) -> int:
-        """Passes through all blocks after the pool: statistics, targets, masses, training."""
-        passes = 3 + self.options.balance + self.options.token_weights
-        steps = len(self.curves["loss_block_0"])
-        return (passes * len(inputs) + steps) * inputs[0].branches
-
     def groups(self, block: nn.Module) -> list[InputGroup]:
         """Target groups of a block under the modulation option."""
-        every = self.family.groups(block)
-        return [g for g in every if self.options.modulation == "w" or not g.modulation]
+        return block_groups(self.family, block, self.options.modulation)
+
+    def balance_(self, block: nn.Module, inputs: Sequence[BlockInput]) -> None:
+        """Balance a block and fold what can be folded, in place, before its targets are taken."""
+        scales = self.channel_wise_salience_balancing(block, inputs)
+        self.online = self.reparameterise_(block, scales)
 
     def channel_wise_salience_balancing(
         self, block: nn.Module, inputs: Sequence[BlockInput]

@@ -14,14 +14,12 @@ arXiv 2508.04016, NeurIPS 2025. In five steps:
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from harness.api import (
-    SIMULATED,
     BitSpec,
     Deviation,
     QuantContext,
@@ -29,10 +27,8 @@ from harness.api import (
     Reproduction,
     Unsupported,
 )
-from harness.quant.apply import layer_reports
 from harness.quant.attention_mass import block_attention_mass, token_weights
 from harness.quant.block_trainer import BlockTask
-from harness.quant.capture import BlockInput, first_block_inputs, run_block_over, split_branches
 from harness.quant.figures import plot_chosen_timesteps, plot_token_mass
 from harness.quant.learned_blocks import (
     PAPER_EPOCHS,
@@ -43,6 +39,7 @@ from harness.quant.learned_blocks import (
 )
 from harness.quant.options import check_choice, check_range
 from harness.quant.salience import NORMS, RULES, choose_samples, pool_salience, shortage
+from harness.quant.walk import Walk
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,6 +47,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from harness.quant.calibration import Sample
+    from harness.quant.capture import BlockInput
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -233,41 +231,24 @@ class _Run:
 
     def quantize_(self) -> QuantReport:
         """Run the five steps."""
-        started = time.perf_counter()
+        options, learner = self.options, self.learner
         chosen = self.hessian_aware_salient_data_selection()
-        captured = first_block_inputs(self.transformer, self.family, self.ctx.calibration, chosen)
-        inputs = split_branches(captured, self.options.branches)
-        quantized_inputs = inputs
-        blocks = self.family.blocks(self.transformer)
-        for i, (name, block) in enumerate(blocks):
-            self.ctx.progress(i / len(blocks), f"learning {name}")
-            targets = run_block_over(block, self.family, inputs)
-            given = inputs if self.options.inputs == "fp" else quantized_inputs
-            weights = self.attention_guided_token_weights(block, inputs)
-            task = BlockTask(inputs=given, targets=targets, weights=weights)
-            self.learner.quantize_block_(name, block, task, i)
-            if self.options.inputs != "fp":
-                quantized_inputs = run_block_over(block, self.family, given)
-            inputs = targets
+        walk = Walk(
+            self.transformer, self.ctx, chosen,
+            branches=options.branches, inputs=options.inputs, verb="learning",
+        )  # fmt: skip
+        for step in walk:
+            weights = self.attention_guided_token_weights(step.block, step.inputs)
+            task = BlockTask(inputs=step.given, targets=step.targets, weights=weights)
+            learner.quantize_block_(step.name, step.block, task, step.index)
         self.leave_figures()
-        pool = self.ctx.calibration
-        return QuantReport(
-            execution=SIMULATED,
-            layers=layer_reports(self.transformer, self.learner.errors.items()),
-            calibration_clips=len(pool.prompts),
-            calibration_forwards=pool.forwards + self.evaluations(inputs),
-            calibration_samples=len(chosen),
-            seconds=time.perf_counter() - started,
-            notes=(*shortage(chosen, self.options.samples), *short_training(self.options)),
+        return walk.report(
+            passes=learner.passes + options.token_weights,
+            steps=learner.steps_taken,
+            errors=learner.errors.items(),
+            notes=(*shortage(chosen, options.samples), *short_training(options)),
             curves=self.curves,
         )
-
-    def evaluations(self, inputs: Sequence[BlockInput]) -> int:
-        """Passes through all blocks after the pool: statistics, targets, masses, training."""
-        options = self.options
-        passes = 3 + options.token_weights + (options.inputs != "fp")
-        steps = self.learner.steps_taken
-        return (passes * len(inputs) + steps) * inputs[0].branches
 
     def hessian_aware_salient_data_selection(self) -> list[Sample]:
         """Choose the calibration samples (eq. 3-8; rivals of table 6)."""

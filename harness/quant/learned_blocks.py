@@ -40,6 +40,7 @@ from harness.quant.linear import (
 from harness.quant.options import check_choice, check_range
 from harness.quant.statistics import channel_absmax
 from harness.quant.transform import ChannelScale
+from harness.quant.walk import block_groups
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -134,7 +135,10 @@ class BlockLearner:
     Attributes:
         curves: Loss of every optimiser step, by ``loss_block_<index>``.
         errors: Relative output error of every rounded linear, by qualified name.
+        passes: Passes of the samples through a block besides training: statistics and Hessians.
     """
+
+    passes = 2
 
     def __init__(self, ctx: QuantContext, recipe: Recipe) -> None:
         self.ctx, self.recipe = ctx, recipe
@@ -150,10 +154,9 @@ class BlockLearner:
         """Optimiser steps that a block took."""
         return len(self.curves["loss_block_0"])
 
-    def groups(self, block: nn.Module) -> tuple[InputGroup, ...]:
+    def groups(self, block: nn.Module) -> list[InputGroup]:
         """Target groups of a block under the modulation option."""
-        every = self.ctx.family.groups(block)
-        return tuple(g for g in every if self.recipe.modulation == "w" or not g.modulation)
+        return block_groups(self.ctx.family, block, self.recipe.modulation)
 
     def learn_block(self, block: nn.Module, task: BlockTask, index: int) -> LearnedBlock:
         """Learn scale, transform and clipping of a block (S2Q-VDiT App. A) and return them.

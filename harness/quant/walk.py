@@ -25,7 +25,7 @@ from harness.quant.capture import (
 from harness.quant.spill import SpilledInputs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from torch import nn
 
@@ -65,6 +65,8 @@ class Walk:
         inputs: ``fp`` gives every block the inputs of the full-precision model; ``quantized`` adds
             those that the quantized blocks before it deliver.
         verb: What the progress line says is done to a block.
+        prepare: Called with a block and its full-precision inputs before its targets are computed;
+            may fold scales in the block, in place, which leaves its function as it was.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Walk:
         branches: str = "alternate",
         inputs: str = "fp",
         verb: str = "quantizing",
+        prepare: Callable[[nn.Module, Sequence[BlockInput]], None] | None = None,
     ) -> None:
         if inputs not in ("fp", "quantized"):
             raise ValueError(f"inputs is {inputs!r}, expected fp or quantized")
@@ -85,6 +88,7 @@ class Walk:
         self._rule = branches
         self._separate = inputs == "quantized"
         self._verb = verb
+        self._prepare = prepare
         self._started = time.perf_counter()
         self._branches = 0
 
@@ -100,6 +104,8 @@ class Walk:
         given = inputs
         for index, (name, block) in enumerate(blocks):
             self._ctx.progress(index / len(blocks), f"{self._verb} {name}")
+            if self._prepare is not None:
+                self._prepare(block, inputs)
             targets = self._spill(folder / f"{index}-targets", self._run(block, inputs))
             yield WalkedBlock(
                 index=index, name=name, block=block, inputs=inputs, targets=targets, given=given

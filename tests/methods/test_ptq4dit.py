@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from harness.quant.adaround import AdaRoundLinear, StaticActivation, annealed_beta
 from harness.quant.calibration import CalibrationPool
 from harness.quant.grid import Affine, code_range, decode, encode, weight_grid
-from methods.ptq4dit import balancing_scale, spearman_guided_salience, uniform_samples
+from harness.quant.samples import uniform_samples
+from methods.ptq4dit import balancing_scale, spearman_guided_salience
 
 
 def naive_ranks(values: list[float]) -> list[float]:
