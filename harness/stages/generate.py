@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.stages.score import LATENTS_FILE, LOSSLESS_FILE
 
@@ -41,7 +40,7 @@ def generate(
         write_mp4(folder / MP4_FILE, made.frames, fps=gen.fps)
         write_lossless(folder / LOSSLESS_FILE, made.frames, fps=gen.fps)
         save_file({"latents": made.latents.contiguous()}, folder / LATENTS_FILE)
-        facts = {
+        facts: dict[str, Any] = {
             "prompt": wanted.prompt.id,
             "text": wanted.prompt.text,
             "seed": wanted.seed,
@@ -49,6 +48,6 @@ def generate(
             "seconds": made.seconds,
         }
         if policy is not None:
-            facts["steps_by_choice"] = dict(sorted(Counter(policy.trace).items()))
+            facts["steps_by_choice"] = list(policy.trace)
         (folder / FACTS_FILE).write_text(json.dumps(facts, sort_keys=True) + "\n", encoding="utf-8")
     return made.seconds

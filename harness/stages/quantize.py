@@ -17,6 +17,8 @@ from harness.models.families.base import linear_at, target_linears
 from harness.models.sample import denoise, denoiser_step
 from harness.quant.artifact import artifact_bytes, save_artifact
 from harness.quant.calibration import CalibrationPool
+from harness.quant.layers import quantized_layers
+from harness.quant.switch import SwitchedLinear
 from harness.stages.memory import peak_memory
 
 if TYPE_CHECKING:
@@ -42,6 +44,8 @@ class Footprint:
         quantized_parameters: Weights in quantized linears.
         avg_w_bits: Mean width over all parameters of the denoiser, the unquantized counted as 16.
         avg_a_bits: Mean activation width over the multiplications of the target linears.
+        avg_a_bits_by_choice: The same with all switched linears held at each of their forms; empty
+            without a step policy. A trajectory's mean is that over the forms of its steps.
         fp16_bytes: Bytes of the denoiser at 16 bits.
         artifact_bytes: Bytes on disk of the artifact.
     """
@@ -52,6 +56,7 @@ class Footprint:
     quantized_parameters: int
     avg_w_bits: float
     avg_a_bits: float
+    avg_a_bits_by_choice: tuple[float, ...]
     fp16_bytes: int
     artifact_bytes: int
 
@@ -167,16 +172,37 @@ def _footprint(
     stored = sum(sizes[name] * layer.w_bits for name, layer in layers.items())
     work = _multiplications(pipeline, gen, list(sizes), sizes)
     widths = {n: layers[n].a_bits if n in layers else float(IDENTITY_WIDTH) for n in sizes}
+
+    def mean_a_bits(widths: dict[str, float]) -> float:
+        return sum(work[n] * widths[n] for n in sizes) / sum(work.values())
+
     return Footprint(
         target_layers=len(sizes),
         target_parameters=sum(sizes.values()),
         total_parameters=total,
         quantized_parameters=quantized,
         avg_w_bits=(stored + IDENTITY_WIDTH * (total - quantized)) / total,
-        avg_a_bits=sum(work[n] * widths[n] for n in sizes) / sum(work.values()),
+        avg_a_bits=mean_a_bits(widths),
+        avg_a_bits_by_choice=tuple(
+            mean_a_bits(widths | held) for held in _a_bits_by_choice(pipeline.transformer)
+        ),
         fp16_bytes=2 * total,
         artifact_bytes=disk,
     )
+
+
+def _a_bits_by_choice(transformer: nn.Module) -> list[dict[str, float]]:
+    """Activation widths of the switched linears at each of their forms, by qualified name."""
+    switched = {
+        name: layer
+        for name, layer in quantized_layers(transformer).items()
+        if isinstance(layer, SwitchedLinear)
+    }
+    choices = max((len(layer.choices) for layer in switched.values()), default=0)
+    return [
+        {name: layer.forms[i].report(name).a_bits for name, layer in switched.items()}
+        for i in range(choices)
+    ]
 
 
 def _multiplications(

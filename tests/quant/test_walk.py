@@ -1,0 +1,208 @@
+"""The block walk: what it yields, and that its memory does not grow with the samples."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from harness.bits import BitSpec
+from harness.method import QuantContext
+from harness.models.families import family as family_by_name
+from harness.models.families.base import linear_at
+from harness.quant.activation import ActivationSpec
+from harness.quant.apply import activation_of
+from harness.quant.artifact import replace_module_
+from harness.quant.calibration import CalibrationPool, DenoiserCall, Sample, record_pool
+from harness.quant.capture import (
+    BlockInput,
+    first_block_inputs,
+    run_block_over,
+    split_branches,
+)
+from harness.quant.linear import WeightSpec, quantize_linear
+from harness.quant.samples import uniform_samples
+from harness.quant.spill import SpilledInputs
+from harness.quant.walk import Walk, block_groups
+from harness.stages.memory import peak_memory
+from harness.testing import PROMPTS, TINY_GEN, tiny_pipeline
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+FAMILY = family_by_name("cogvideox")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> CalibrationPool:
+    folder = tmp_path_factory.mktemp("pool")
+    return record_pool(
+        tiny_pipeline(), PROMPTS, TINY_GEN, seed=0, folder=folder, progress=lambda f, t: None
+    )
+
+
+def context(pool: CalibrationPool, scratch: Path) -> QuantContext:
+    return QuantContext(
+        bits=BitSpec.parse("w4a4"), options=None, family=FAMILY, device=CPU, pool=pool,
+        scratch=scratch,
+    )  # fmt: skip
+
+
+def round_block_(block: nn.Module) -> None:
+    for group in block_groups(FAMILY, block):
+        for name in group.linears:
+            activation = activation_of(group, ActivationSpec(bits=4))
+            rounded = quantize_linear(linear_at(block, name), WeightSpec(bits=4), activation)
+            replace_module_(block, name, rounded)
+
+
+def same(left: Sequence[BlockInput], right: Sequence[BlockInput]) -> bool:
+    assert len(left) == len(right)
+    return all(
+        torch.equal(a.streams[k], b.streams[k])
+        for a, b in zip(left, right, strict=True)
+        for k in b.streams
+    )
+
+
+def test_the_walk_gives_the_blocks_what_the_denoiser_gives_them(
+    pool: CalibrationPool, tmp_path: Path
+) -> None:
+    exact, rounded = tiny_pipeline().transformer, tiny_pipeline().transformer
+    samples = uniform_samples(pool, 6, 3)
+    inputs = split_branches(first_block_inputs(exact, FAMILY, pool, samples), "alternate")
+    given = inputs
+    exact_blocks = FAMILY.blocks(exact)
+    for step in Walk(rounded, context(pool, tmp_path), samples, inputs="quantized"):
+        block = exact_blocks[step.index][1]
+        targets = run_block_over(block, FAMILY, inputs)
+        assert same(step.inputs, inputs)
+        assert same(step.targets, targets)
+        assert same(step.given, given)
+        assert (step.index == 0) == same(step.given, step.inputs)
+        round_block_(step.block)
+        inputs, given = targets, run_block_over(step.block, FAMILY, given)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_abandoned_walk_leaves_nothing_on_the_disk(
+    pool: CalibrationPool, tmp_path: Path
+) -> None:
+    walk = iter(Walk(tiny_pipeline().transformer, context(pool, tmp_path), [Sample(0, 0)]))
+    next(walk)
+    assert list(tmp_path.iterdir()) != []
+    walk.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_report_counts_every_evaluation(pool: CalibrationPool, tmp_path: Path) -> None:
+    transformer, samples = tiny_pipeline().transformer, uniform_samples(pool, 4, 2)
+    walk = Walk(transformer, context(pool, tmp_path), samples, branches="both", inputs="quantized")
+    for step in walk:
+        round_block_(step.block)
+    report = walk.report(passes=3, steps=10)
+    assert report.calibration_forwards == pool.forwards + ((2 + 3) * 4 + 10) * 2
+    assert report.calibration_samples == 4
+    assert len(report.layers) == 2 * 8
+
+
+def test_samples_come_back_from_the_disk_as_they_went(tmp_path: Path) -> None:
+    both = torch.randn(2, 3, 4)
+    given = BlockInput(
+        sample=Sample(1, 2),
+        streams={"hidden_states": both[:1]},
+        fixed={"temb": both[1:], "rotary": (both, [None, 3, "x"]), "flags": {"deep": True}},
+    )
+    back = SpilledInputs(tmp_path, CPU).extend([given])[-1]
+    assert back.sample == Sample(1, 2)
+    assert torch.equal(back.streams["hidden_states"], both[:1])
+    assert torch.equal(back.fixed["temb"], both[1:])
+    assert torch.equal(back.fixed["rotary"][0], both)
+    assert back.fixed["rotary"][1] == [None, 3, "x"]
+    assert back.fixed["flags"] == {"deep": True}
+
+
+def test_an_argument_that_cannot_be_kept_is_refused(tmp_path: Path) -> None:
+    given = BlockInput(sample=Sample(0, 0), streams={}, fixed={"cache": object()})
+    with pytest.raises(TypeError, match="cannot be kept on disk"):
+        SpilledInputs(tmp_path, CPU).extend([given])
+
+
+WIDTH, TOKENS = 256, 2048  # 2 MiB a sample
+MIB = 1 << 20
+
+
+class _Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return hidden_states + self.linear(hidden_states)
+
+
+class _Denoiser(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([_Block(), _Block()])
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        for block in self.blocks:
+            hidden_states = block(hidden_states=hidden_states)
+        return hidden_states
+
+
+class _OneStream:
+    streams = ("hidden_states",)
+    video_stream = "hidden_states"
+
+    def blocks(self, transformer: nn.Module) -> list[tuple[str, nn.Module]]:
+        return [(f"blocks.{i}", b) for i, b in enumerate(transformer.get_submodule("blocks"))]
+
+    def advance(self, transformer: Any, index: int, given: BlockInput, out: Any) -> BlockInput:
+        return given.with_streams(out)
+
+
+@dataclass
+class _Pool:
+    """Makes its calls when asked, so that it holds nothing itself."""
+
+    prompts: tuple[str, ...] = ()
+    forwards: int = 0
+    steps: int = field(default=1)
+
+    def call(self, sample: Sample, device: torch.device | None = None) -> DenoiserCall:
+        generator = torch.Generator().manual_seed(sample.prompt)
+        x = torch.randn(1, TOKENS, WIDTH, generator=generator)
+        return DenoiserCall(arguments={"hidden_states": x}, branches=1)
+
+
+def peak_of(samples: int, scratch: Path, *, hold: bool) -> int:
+    """Resident bytes that a walk adds at its peak; ``hold`` keeps the samples, as a list would."""
+    ctx: Any = QuantContext(
+        bits=BitSpec.parse("w4a4"), options=None, family=_OneStream(),  # type: ignore[arg-type]
+        device=CPU, pool=_Pool(), scratch=scratch,  # type: ignore[arg-type]
+    )  # fmt: skip
+    gc.collect()
+    kept: list[Tensor] = []
+    with peak_memory("cpu") as peak:
+        before = peak()
+        for step in Walk(_Denoiser(), ctx, [Sample(i, 0) for i in range(samples)]):
+            for given in step.inputs:
+                kept = [*kept, given.streams["hidden_states"].clone()] if hold else []
+        return peak() - before
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's peak counter")
+def test_the_peak_memory_of_a_calibration_does_not_grow_with_the_clips(tmp_path: Path) -> None:
+    peak_of(4, tmp_path, hold=False)  # what is allocated once and kept, before the comparison
+    few, many = (peak_of(n, tmp_path, hold=False) for n in (4, 40))
+    held = peak_of(40, tmp_path, hold=True)
+    assert many - few < 16 * MIB  # 36 more samples are 72 MiB
+    assert held - few > 64 * MIB  # the measurement sees what is held
