@@ -153,16 +153,17 @@ def _mismatch(folder: Path, what: str) -> HarnessError:
     )
 
 
-_SHARED = ".low_rank.down"
+_SHARED = (".low_rank.down", ".transforms.")
 """Tensors that linears with one input may have in common."""
 
 
 def _share_(tensors: dict[str, Tensor]) -> dict[str, str]:
-    """Drop down-projections that equal an earlier one; return its name by theirs."""
+    """Drop transforms and down-projections that equal an earlier one; return its name by theirs."""
     kept: list[str] = []
     shared: dict[str, str] = {}
-    for name in [n for n in tensors if n.endswith(_SHARED)]:
-        same = (k for k in kept if torch.equal(tensors[k], tensors[name]))
+    for name in [n for n in tensors if any(part in n for part in _SHARED)]:
+        own = tensors[name]
+        same = (k for k in kept if tensors[k].dtype == own.dtype and torch.equal(tensors[k], own))
         if (first := next(same, None)) is None:
             kept.append(name)
         else:
