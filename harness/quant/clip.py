@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from harness.quant.grid import Affine, affine, expand, fake_quantize, weight_grid
+from harness.quant.grid import (
+    Affine,
+    affine,
+    expand,
+    fake_quantize,
+    grouped,
+    storable,
+    weight_grid,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 SHRINK_LOWEST = 0.2
 SHRINK_STEP = 0.01
@@ -38,6 +50,70 @@ def search_clip(weight: Tensor, bits: int, *, symmetric: bool = True, group: int
         better = error < least
         best[better], least[better] = factor, error[better]
     return best
+
+
+def search_output_clip(
+    weight: Tensor,
+    hessian: Tensor,
+    bits: int,
+    shrinks: Sequence[float],
+    *,
+    symmetric: bool,
+    group: int = 0,
+) -> Affine:
+    """Find for each row and group the range whose partial output over its channels is nearest.
+
+    The clip search of AWQ (arXiv 2306.00978, released code): weights are clamped to a share of the
+    largest magnitude of their group.
+
+    Args:
+        weight: ``[out_features, in_features]``.
+        hessian: Second moment of its inputs, ``[in_features, in_features]``.
+        bits: Width.
+        shrinks: Shares to try; the first of equals is taken.
+        symmetric: Kind of grid.
+        group: Group size, 0 for none.
+
+    Returns:
+        Step, in storage precision, and zero point ``[out_features, groups]``.
+
+    Raises:
+        ValueError: No share was given.
+    """
+    size = group or weight.shape[1]
+    count = weight.shape[1] // size
+    # diagonal blocks [groups, group, group]: a group is judged by its own channels alone
+    blocks = hessian.reshape(count, size, count, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    best: Affine | None = None
+    least = torch.full((weight.shape[0], count), float("inf"), device=weight.device).double()
+    for shrink in shrinks:
+        grid = _shrunk_grid(weight, bits, shrink, symmetric, group)
+        rounded = fake_quantize(weight, expand(grid, group), bits)
+        wrong = grouped((rounded - weight).double(), group).transpose(0, 1)
+        error = (wrong @ blocks).mul_(wrong).sum(-1).T
+        better = error < least
+        least = torch.where(better, error, least)
+        best = grid if best is None else _either(better, grid, best)
+    if best is None:
+        raise ValueError("no share was given")
+    return best
+
+
+def _shrunk_grid(weight: Tensor, bits: int, shrink: float, symmetric: bool, group: int) -> Affine:
+    """Grid of weights clamped to ``shrink`` times the largest magnitude of their group."""
+    rows = grouped(weight, group)
+    limit = rows.abs().amax(-1) * shrink
+    low, high = rows.amin(-1).maximum(-limit), rows.amax(-1).minimum(limit)
+    grid = affine(low, high, bits, symmetric=symmetric)
+    return Affine(storable(grid.scale), grid.zero)
+
+
+def _either(first: Tensor, a: Affine, b: Affine) -> Affine:
+    """``a`` where ``first``, else ``b``."""
+    scale = torch.where(first, a.scale, b.scale)
+    if a.zero is None or b.zero is None:
+        return Affine(scale, None)
+    return Affine(scale, torch.where(first, a.zero, b.zero))
 
 
 def percentile_grid(x: Tensor, bits: int, percentiles: tuple[float, ...]) -> Affine:

@@ -55,6 +55,16 @@ class InputSummary:
         """The kept tokens, ``[kept, in_features]``."""
         return torch.cat(self.parts)
 
+    def second_moment(self) -> Tensor:
+        """The Hessian, float64 ``[in_features, in_features]``.
+
+        Raises:
+            ValueError: None was kept.
+        """
+        if self.hessian is None:
+            raise ValueError("no second moment was kept")
+        return self.hessian.matrix()
+
     def add(self, x: Tensor, keep: int, generator: torch.Generator) -> None:
         """Take in ``[tokens, in_features]``, keeping ``keep`` tokens drawn without replacement."""
         size = x.abs()
