@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from harness.models.families.base import Family, ModulationFold, linear_at
+from harness.models.families.base import Family, ModulationFold, TableFold, linear_at
 from harness.models.families.fold import fold_scale_
 
 FRACTION = 0.02
@@ -50,6 +50,6 @@ def plant_outliers_(transformer: nn.Module, family: Family) -> None:
     generator = torch.Generator().manual_seed(SEED)
     for _, block in family.blocks(transformer):
         for group in family.groups(block):
-            if isinstance(group.fold, ModulationFold):
+            if isinstance(group.fold, ModulationFold | TableFold):
                 width = linear_at(block, group.linears[0]).in_features
                 fold_scale_(block, group, planted_scale(width, generator).float())

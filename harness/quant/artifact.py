@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from harness.errors import HarnessError
+from harness.models.families.fold import restore_modulation_scales_
 from harness.quant.layers import compact, dtype_name, layer_class, quantized_layers
 from harness.quant.policy import attach_policy_, build_policy, policy_of
 
@@ -86,6 +87,7 @@ def load_artifact_(transformer: nn.Module, folder: Path) -> dict[str, Any]:
         name: tensors[name].to(getattr(torch, dtype))
         for name, dtype in manifest["kept_dtypes"].items()
     }
+    restore_modulation_scales_(transformer, kept)
     layers = tuple(f"{name}." for name in manifest["layers"])
     expected = {n for n in transformer.state_dict() if not n.startswith(layers)}
     if expected != set(kept):

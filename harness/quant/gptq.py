@@ -76,7 +76,7 @@ def group_hessians(
     Returns:
         float64 ``[in_features, in_features]`` by group.
     """
-    by_linear = {group.linears[0]: group.name for group in groups}
+    by_linear = {linear: group.name for group in groups for linear in group.observed}
     found: dict[str, Hessian] = {}
 
     def see(linear: str, x: Tensor) -> None:

@@ -27,9 +27,19 @@ def _over_groups(
     see: Callable[[str, BlockInput, Tensor], None],
 ) -> None:
     """Run the block on every sample; call ``see(group, sample, input)`` for each input group."""
-    first = {group.linears[0]: group.name for group in family.groups(block)}
+    groups = {linear: group for group in family.groups(block) for linear in group.observed}
+    parts: dict[str, list[Tensor]] = {}
+
+    def keep(linear: str, x: Tensor) -> None:
+        group = groups[linear]
+        found = parts.setdefault(group.name, [])
+        found.append(x.flatten(0, -2) if group.split else x)
+        if len(found) == len(group.observed):
+            see(group.name, current[0], torch.cat(found) if group.split else x)
+            found.clear()
+
     current: list[BlockInput] = []
-    with observing(block, list(first), lambda linear, x: see(first[linear], current[0], x)):
+    with observing(block, list(groups), keep):
         for given in inputs:
             current[:] = [given]
             run_block(block, family, given)

@@ -6,12 +6,24 @@ from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError, unknown_name
 from harness.models.families.cogvideox import CogVideoX
+from harness.models.families.hunyuanvideo import HunyuanVideo
+from harness.models.families.latte import Latte
+from harness.models.families.ltx import LTX
+from harness.models.families.wan import Wan
 
 if TYPE_CHECKING:
     from harness.models.families.base import Family
 
-FAMILIES: dict[str, Family] = {"cogvideox": CogVideoX()}
-_BY_CLASS = {"CogVideoXTransformer3DModel": "cogvideox"}
+FAMILIES: dict[str, Family] = {
+    known.name: known for known in (CogVideoX(), HunyuanVideo(), Wan(), LTX(), Latte())
+}
+_BY_CLASS = {
+    "CogVideoXTransformer3DModel": "cogvideox",
+    "HunyuanVideoTransformer3DModel": "hunyuanvideo",
+    "LTXVideoTransformer3DModel": "ltx",
+    "LatteTransformer3DModel": "latte",
+    "WanTransformer3DModel": "wan",
+}
 
 
 def family(name: str) -> Family:

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from diffusers import DiffusionPipeline
     from torch import Tensor, nn
 
     from harness.quant.capture import BlockInput
+    from harness.spec import GenSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,9 +45,49 @@ class ValueFold:
 
     Attributes:
         linears: Every value projection that feeds the same attention sum, relative to the block.
+        leading: The attention output is only the first channels of the group's input; the others
+            have no producer that could take a scale.
     """
 
     linears: tuple[str, ...]
+    leading: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TableFold:
+    """Fold into a modulation that is the block's table plus what all blocks share (adaLN-single).
+
+    The shared part cannot take one block's scale, so that it is multiplied when the block is
+    called: a few vectors for each sample and step, not for each token.
+
+    Attributes:
+        argument: Argument of the block with the shared part; its last extents hold ``rows`` vectors
+            of the block's width one after another.
+        table: Parameter of the block, ``rows`` vectors.
+        rows: Vectors of the modulation.
+        pair: (shift, scale) rows.
+        upcast: The block adds both in single precision, whatever it is run in.
+    """
+
+    argument: str
+    table: str
+    rows: int
+    pair: tuple[int, int]
+    upcast: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NormFold:
+    """Fold into weight and bias of an affine norm that feeds the group alone.
+
+    Attributes:
+        norm: The norm, relative to the block.
+    """
+
+    norm: str
+
+
+Fold = ModulationFold | ValueFold | TableFold | NormFold
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,12 +100,20 @@ class InputGroup:
         fold: Where a channel scale of the shared input goes; None if it must be applied online.
         modulation: The input is one conditioning vector for each sample, not a token sequence: the
             weights are quantized at the nominal width, the activation stays at 16 bits.
+        split: The linears read different tokens of one tensor, which therefore share one fold:
+            statistics of the input go over all of them.
     """
 
     name: str
     linears: tuple[str, ...]
-    fold: ModulationFold | ValueFold | None = None
+    fold: Fold | None = None
     modulation: bool = False
+    split: bool = False
+
+    @property
+    def observed(self) -> tuple[str, ...]:
+        """The linears whose inputs together are the group's input."""
+        return self.linears if self.split else self.linears[:1]
 
 
 class Family(Protocol):
@@ -85,6 +135,18 @@ class Family(Protocol):
     def attention_order(self) -> tuple[str, ...]:
         """Streams in the order in which the self-attention concatenates them."""
 
+    @property
+    def self_attention(self) -> str:
+        """Module of a block that attends among its tokens, relative to the block."""
+
+    @property
+    def guidance(self) -> str:
+        """How the sampler evaluates the guidance branches of a step.
+
+        ``stacked`` in one batch, the conditional one last; ``calls`` in two calls, the conditional
+        one first; ``embedded`` not at all: the scale is an input of the denoiser.
+        """
+
     def blocks(self, transformer: nn.Module) -> list[tuple[str, nn.Module]]:
         """Qualified names and modules of the transformer blocks, in execution order."""
 
@@ -98,6 +160,8 @@ class Family(Protocol):
 
         For most families the streams are handed on as they are.
         """
+        del transformer, index
+        return given.with_streams(out)
 
     def tokens(self, transformer: nn.Module, latent: Tensor) -> Tensor:
         """Cut a latent ``[1, ...]`` into the patches that are embedded, ``[tokens, features]``."""
@@ -113,6 +177,15 @@ class Family(Protocol):
             value: Latent or output of the denoiser, ``[batch, ...]``.
             arguments: Of the denoiser call, where a family packs its tokens.
         """
+
+    def noise_shape(self, pipeline: DiffusionPipeline, gen: GenSpec) -> tuple[int, ...]:
+        """Shape of the initial latents as they are drawn, ``[1, ...]``."""
+
+    def latents(self, pipeline: DiffusionPipeline, noise: Tensor) -> Tensor:
+        """The drawn latents in the form and dtype that the pipeline takes."""
+
+    def arguments(self, gen: GenSpec) -> dict[str, Any]:
+        """What the pipeline is called with besides prompt, size, steps, guidance and latents."""
 
 
 def linear_at(root: nn.Module, name: str) -> nn.Linear:

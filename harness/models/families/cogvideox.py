@@ -9,25 +9,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from harness.models.families.base import InputGroup, ModulationFold, ValueFold
+from harness.models.families.base import Family, InputGroup, ModulationFold, ValueFold
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from diffusers import DiffusionPipeline
     from torch import Tensor, nn
 
-    from harness.quant.capture import BlockInput
+    from harness.spec import GenSpec
 
 _PAIRS = ((0, 1), (3, 4))
 
 
-class CogVideoX:
+class CogVideoX(Family):
     """Facts about ``CogVideoXTransformer3DModel``."""
 
     name = "cogvideox"
     streams = ("hidden_states", "encoder_hidden_states")
     video_stream = "hidden_states"
     attention_order = ("encoder_hidden_states", "hidden_states")
+    self_attention = "attn1"
+    guidance = "stacked"
 
     def blocks(self, transformer: nn.Module) -> list[tuple[str, nn.Module]]:
         """Return ``transformer_blocks.<i>``."""
@@ -58,13 +61,6 @@ class CogVideoX:
             InputGroup(name="modulation2", linears=("norm2.linear",), modulation=True),
         )
 
-    def advance(
-        self, transformer: nn.Module, index: int, given: BlockInput, out: dict[str, Tensor]
-    ) -> BlockInput:
-        """Hand the streams on."""
-        del transformer, index
-        return given.with_streams(out)
-
     def tokens(self, transformer: nn.Module, latent: Tensor) -> Tensor:
         """Patchify ``[1, frames, channels, height, width]``."""
         config: Any = transformer.config
@@ -79,3 +75,20 @@ class CogVideoX:
         config: Any = transformer.config
         batch, frames = value.shape[:2]
         return value.reshape(batch, frames // (config.patch_size_t or 1), -1)
+
+    def noise_shape(self, pipeline: DiffusionPipeline, gen: GenSpec) -> tuple[int, ...]:
+        """Return ``[1, latent_frames, channels, height, width]``, frames in whole patches."""
+        config = pipeline.transformer.config
+        spatial = pipeline.vae_scale_factor_spatial
+        frames = (gen.frames - 1) // pipeline.vae_scale_factor_temporal + 1
+        if config.patch_size_t is not None:
+            frames += -frames % config.patch_size_t
+        return (1, frames, config.in_channels, gen.height // spatial, gen.width // spatial)
+
+    def latents(self, pipeline: DiffusionPipeline, noise: Tensor) -> Tensor:
+        """Cast to the denoiser's dtype, which the pipeline keeps."""
+        return noise.to(pipeline.transformer.dtype)
+
+    def arguments(self, gen: GenSpec) -> dict[str, Any]:
+        """Name the frames and the length of the text."""
+        return {"num_frames": gen.frames, "max_sequence_length": gen.max_text_tokens}

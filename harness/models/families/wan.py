@@ -1,0 +1,108 @@
+"""Wan 2.1 and 2.2 (arXiv 2503.20314): cross-attention to text, adaLN-single.
+
+All blocks share one modulation, to which each adds a table of its own; norms and modulation are
+computed in single precision. The guidance branches are two calls, the conditional one first. The
+text that the cross-attention reads is embedded once for all blocks, so that a scale of it stays
+online. Wan 2.2 A14B has two such denoisers, of which the second runs the steps of low noise.
+Embeddings, the shared modulation and the output layer stay in high precision.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from harness.models.families.base import Family, InputGroup, NormFold, TableFold, ValueFold
+from harness.models.families.latent import patch_frames, patch_tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from diffusers import DiffusionPipeline
+    from torch import Tensor, nn
+
+    from harness.spec import GenSpec
+
+
+def _modulated(shift: int) -> TableFold:
+    return TableFold(
+        argument="temb", table="scale_shift_table", rows=6, pair=(shift, shift + 1), upcast=True
+    )
+
+
+class Wan(Family):
+    """Facts about ``WanTransformer3DModel``."""
+
+    name = "wan"
+    streams = ("hidden_states",)
+    video_stream = "hidden_states"
+    attention_order = ("hidden_states",)
+    self_attention = "attn1"
+    guidance = "calls"
+
+    def blocks(self, transformer: nn.Module) -> list[tuple[str, nn.Module]]:
+        """Return ``blocks.<i>``."""
+        blocks = transformer.get_submodule("blocks").children()
+        return [(f"blocks.{i}", block) for i, block in enumerate(blocks)]
+
+    def groups(self, block: nn.Module) -> tuple[InputGroup, ...]:
+        """Return the inputs of a block; an image-conditioned one reads image tokens too."""
+        # without cross_attn_norm an identity stands there
+        affine = getattr(block.norm2, "weight", None) is not None
+        values: tuple[str, ...] = ("attn2.to_v",)
+        image: tuple[InputGroup, ...] = ()
+        if getattr(block.attn2, "add_k_proj", None) is not None:
+            keys = ("attn2.add_k_proj", "attn2.add_v_proj")
+            values = (*values, keys[1])
+            image = (InputGroup(name="cross_image_in", linears=keys),)
+        return (
+            InputGroup(
+                name="attn_in", linears=("attn1.to_q", "attn1.to_k", "attn1.to_v"),
+                fold=_modulated(0),
+            ),
+            InputGroup(
+                name="attn_out", linears=("attn1.to_out.0",),
+                fold=ValueFold(linears=("attn1.to_v",)),
+            ),
+            InputGroup(
+                name="cross_q_in", linears=("attn2.to_q",),
+                fold=NormFold(norm="norm2") if affine else None,
+            ),
+            InputGroup(name="cross_text_in", linears=("attn2.to_k", "attn2.to_v")),
+            *image,
+            InputGroup(
+                name="cross_out", linears=("attn2.to_out.0",), fold=ValueFold(linears=values)
+            ),
+            InputGroup(name="ff_in", linears=("ffn.net.0.proj",), fold=_modulated(3)),
+            InputGroup(name="ff_out", linears=("ffn.net.2",)),
+        )  # fmt: skip
+
+    def tokens(self, transformer: nn.Module, latent: Tensor) -> Tensor:
+        """Patchify ``[1, channels, frames, height, width]``."""
+        return patch_tokens(latent, _patch(transformer))
+
+    def frames(self, transformer: nn.Module, value: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+        """Join the latent frames of a patch."""
+        del arguments
+        return patch_frames(value, _patch(transformer)[0])
+
+    def noise_shape(self, pipeline: DiffusionPipeline, gen: GenSpec) -> tuple[int, ...]:
+        """Return ``[1, channels, latent_frames, height, width]``."""
+        spatial = pipeline.vae_scale_factor_spatial
+        frames = (gen.frames - 1) // pipeline.vae_scale_factor_temporal + 1
+        channels = pipeline.transformer.config.in_channels
+        return (1, channels, frames, gen.height // spatial, gen.width // spatial)
+
+    def latents(self, pipeline: DiffusionPipeline, noise: Tensor) -> Tensor:
+        """Leave them in single precision, in which the pipeline samples."""
+        del pipeline
+        return noise
+
+    def arguments(self, gen: GenSpec) -> dict[str, Any]:
+        """Name the frames and the length of the text."""
+        return {"num_frames": gen.frames, "max_sequence_length": gen.max_text_tokens}
+
+
+def _patch(transformer: nn.Module) -> tuple[int, int, int]:
+    config: Any = transformer.config
+    t, p, q = config.patch_size
+    return t, p, q
