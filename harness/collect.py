@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from harness.records import CellOutcome
 from harness.spec import Record, Status
-from harness.stages.generate import MP4_FILE
+from harness.stages.generate import FACTS_FILE, MP4_FILE
 from harness.stages.measure import BUSY, MEASURE_FILE
 from harness.stages.score import SCORERS, find_score, lpips_missing
+from harness.stats import by_prompt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from harness.cells import PlannedCell
@@ -31,6 +32,7 @@ UNITS = {
     "compression": ("ratio", "higher"),
     "avg_w_bits": ("bits", "lower"),
     "avg_a_bits": ("bits", "lower"),
+    "clip_a_bits": ("bits", "none"),
     "layers_quantized": ("layers", "none"),
     "layers_target": ("layers", "none"),
     "weights_quantized": ("ratio", "none"),
@@ -43,8 +45,14 @@ UNITS = {
     "clip_latency_s": ("s", "lower"),
     "clip_latency_iqr_s": ("s", "none"),
 }
-_PREFIXES = {"oracle_": ("bool", "higher"), "margin_": ("margin", "higher")}
+_PREFIXES = {
+    "oracle_": ("bool", "higher"),
+    "margin_": ("margin", "higher"),
+    "steps_form_": ("steps", "none"),
+}
 REPORT_FILE = "report.json"
+STEPS = "steps_by_choice"
+"""In a clip's facts: the form that its step policy chose at each step, in order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,7 +107,9 @@ class Collector:
     def records(self, planned: PlannedCell) -> Iterator[Record]:
         """Every value of one cell."""
         yield from self._clip_records(planned)
-        yield from self._artifact_records(planned)
+        steps = list(self._step_records(planned))
+        yield from steps
+        yield from self._artifact_records(planned, steps)
         yield from self._measured_records(planned)
         if lpips_missing() and planned.waits_for:
             yield self._record(
@@ -173,24 +183,50 @@ class Collector:
             else:
                 yield self._record(planned, metric, None, clip=wanted, status=status, detail=detail)
 
-    def _artifact_records(self, planned: PlannedCell) -> Iterator[Record]:
+    def _step_records(self, planned: PlannedCell) -> Iterator[Record]:
+        """Steps by form and the true activation bits of every clip of a row with a step policy."""
+        entry = self._artifact(planned)
+        widths = () if entry is None else widths_of_forms(entry.json(REPORT_FILE))
+        for wanted in planned.task.clips if widths else ():
+            clip = self.store.find("clip", wanted.clip.key)
+            trace = [] if clip is None else clip.json(FACTS_FILE).get(STEPS, [])
+            if clip is None or not trace:
+                continue
+            facts = {"clip": wanted, "key": clip.key, "at": clip.manifest["at"]}
+            for form in range(len(widths)):
+                yield self._record(planned, f"steps_form_{form}", trace.count(form), **facts)
+            mean = sum(widths[form] for form in trace) / len(trace)
+            yield self._record(planned, "clip_a_bits", mean, **facts)
+
+    def _artifact(self, planned: PlannedCell) -> Entry | None:
         wanted = planned.task.artifact
-        entry = self.store.find("artifact", wanted.key) if wanted else None
+        return self.store.find("artifact", wanted.key) if wanted else None
+
+    def _artifact_records(self, planned: PlannedCell, steps: Sequence[Record]) -> Iterator[Record]:
+        entry = self._artifact(planned)
         if entry is None:
             return
-        values = report_values(entry.json(REPORT_FILE))
+        values, details = report_values(entry.json(REPORT_FILE)), {}
+        taken = by_prompt(
+            (r.prompt, r.seed, r.value)
+            for r in steps
+            if r.metric == "clip_a_bits" and r.value is not None
+        )
+        if taken:
+            # What the policy did on these clips, not what it did when the method was calibrated.
+            values["avg_a_bits"] = sum(taken.values()) / len(taken)
+            details["avg_a_bits"] = "over the sampling steps of the evaluation clips"
         for metric, value in values.items():
-            yield self._record(planned, metric, value, key=entry.key, at=entry.manifest["at"])
+            detail, at = details.get(metric, ""), entry.manifest["at"]
+            yield self._record(planned, metric, value, key=entry.key, at=at, detail=detail)
 
     def _measured_records(self, planned: PlannedCell) -> Iterator[Record]:
         key = self.measures.get(planned.cell.model.name, "")
         entry = self.store.find("measure", key) if key else None
         if entry is None:
             return
-        artifact = planned.task.artifact
-        detail = ""
-        if artifact is not None and (made := self.store.find("artifact", artifact.key)):
-            detail = str(made.json(REPORT_FILE)["execution"])
+        made = self._artifact(planned)
+        detail = "" if made is None else str(made.json(REPORT_FILE)["execution"])
         for metric, value in entry.json(MEASURE_FILE)["values"].get(planned.cell.id, {}).items():
             at = entry.manifest["at"]
             yield self._record(planned, metric, value, key=key, at=at, detail=detail)
@@ -207,6 +243,11 @@ def timing_warnings(store: Store, measures: Mapping[str, str]) -> list[str]:
                 "latencies are not to be relied on"
             )
     return found
+
+
+def widths_of_forms(report: Mapping[str, Any]) -> tuple[float, ...]:
+    """Mean activation bits of each form of a row's step policy; empty without one."""
+    return tuple(report["footprint"].get("avg_a_bits_by_choice") or ())
 
 
 def report_values(report: Mapping[str, Any]) -> dict[str, float]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 CONFIDENCE = 0.95
 RESAMPLES = 4_999
 ALPHA = 1.0 - CONFIDENCE
+POWER = 0.8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,6 +146,28 @@ def holm(pvalues: Sequence[float]) -> list[float]:
         running = max(running, (len(pvalues) - rank) * pvalues[index])
         adjusted[index] = min(1.0, running)
     return adjusted
+
+
+def detectable(differences: Sequence[float], *, power: float = POWER) -> float | None:
+    """Smallest true mean difference that a paired t test of this many prompts finds.
+
+    ``(t[1 - alpha/2] + t[power]) * sd / sqrt(n)`` with n - 1 degrees of freedom and the standard
+    deviation of the differences given: two-sided, alpha 0.05, one comparison.
+
+    Args:
+        differences: Paired differences by prompt, whose spread is taken for the truth.
+        power: Chance of finding it.
+
+    Returns:
+        None where there is no spread to go by: fewer than two prompts, or all differences alike.
+    """
+    from scipy import stats
+
+    sample = np.asarray(differences, dtype=np.float64)
+    if sample.size < 2 or _constant(sample):
+        return None
+    quantiles = stats.t.ppf([1 - ALPHA / 2, power], sample.size - 1)
+    return float(quantiles.sum() * sample.std(ddof=1) / np.sqrt(sample.size))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -77,6 +77,10 @@ class Toy:
         raise NotImplementedError("a toy is only planned")
 
 
+class Switched(Toy):
+    """Its faked worker leaves a step policy."""
+
+
 class Calibrated(Toy):
     """Asks for recorded trajectories."""
 

@@ -11,15 +11,17 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from harness.executors.lifeline import die_with
+from harness.stages.generate import FACTS_FILE
 from harness.stages.measure import MEASURE_FILE
 from harness.stages.score import LATENTS_FILE, LOSSLESS_FILE, SCORE_FILE, SCORERS, score_key
 from harness.store import Store
 from harness.task import CellTask, Job, MeasureTask, PoolTask
 
 CLIP_S = float(os.environ.get("FAKE_CLIP_S", "0.0"))
-REPORT = {
+REPORT: dict[str, Any] = {
     "execution": "simulated",
     "layers": [],
     "seconds": 1.0,
@@ -62,12 +64,26 @@ def misbehave(method: str) -> None:
         sys.exit(3)
 
 
+def report_of(task: CellTask) -> dict[str, object]:
+    """What quantizing would have reported; ``Switched`` has a step policy with two forms."""
+    if not task.method.name.endswith(":Switched"):
+        return REPORT
+    return {**REPORT, "footprint": {**REPORT["footprint"], "avg_a_bits_by_choice": [4.0, 8.0]}}
+
+
+def facts_of(task: CellTask, clip: int) -> dict[str, object]:
+    """What a clip says of itself; the first of ``Switched`` ran one step more at eight bits."""
+    if not task.method.name.endswith(":Switched"):
+        return {}
+    return {"steps_by_choice": [1, 0, 0, 1] if clip == 0 else [1, 0, 0, 0]}
+
+
 def cell(task: CellTask, store: Store) -> None:
     misbehave(task.method.name)
     wanted = task.artifact
     if wanted is not None and store.find("artifact", wanted.key) is None:
         with store.build("artifact", wanted.key, wanted.inputs, {"label": task.id}) as folder:
-            (folder / "report.json").write_text(json.dumps(REPORT))
+            (folder / "report.json").write_text(json.dumps(report_of(task)))
             (folder / "figures").mkdir()
             (folder / "figures" / "curve.png").write_bytes(b"png")
     for i, one in enumerate(task.clips):
@@ -76,6 +92,7 @@ def cell(task: CellTask, store: Store) -> None:
             with store.build("clip", one.clip.key, one.clip.inputs, {"label": task.id}) as folder:
                 for name in ("clip.mp4", LOSSLESS_FILE, LATENTS_FILE):
                     (folder / name).write_text(f"{one.clip.key} {name}\n" * 500)
+                (folder / FACTS_FILE).write_text(json.dumps(facts_of(task, i)))
                 time.sleep(CLIP_S)
     for one in task.clips:
         clip = store.find("clip", one.clip.key)

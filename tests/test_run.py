@@ -75,6 +75,21 @@ def test_a_run_leaves_records_clips_figures_and_logs(place: Path) -> None:
     assert values[toy, "lpips", ""].status is Status.SKIPPED
 
 
+def test_the_activation_bits_of_a_step_policy_are_those_of_the_clips(place: Path) -> None:
+    run, _ = fake_run(flags(place, TOY, "tests.doubles:Switched"))
+    values = {(r.cell, r.metric, r.prompt): r for r in run.records}
+    switched = run.cells[-1].id
+    assert values[switched, "steps_form_1", "prompts-000"].value == 2
+    assert values[switched, "steps_form_0", "prompts-002"].value == 3
+    assert values[switched, "clip_a_bits", "prompts-000"].value == 6.0
+    mean = values[switched, "avg_a_bits", ""]
+    assert mean.value == pytest.approx((6.0 + 5.0 + 5.0) / 3)
+    assert "evaluation clips" in mean.detail
+    toy = run.cells[1].id
+    assert values[toy, "avg_a_bits", ""].value == 6.0
+    assert (toy, "clip_a_bits", "prompts-000") not in values
+
+
 def test_the_reference_is_made_before_what_is_compared_with_it(place: Path) -> None:
     monitor = Quiet()
     fake_run(flags(place, TOY, jobs=4), monitor=monitor)

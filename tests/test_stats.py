@@ -120,3 +120,28 @@ def test_a_family_skips_what_has_no_pairs_and_adjusts_the_rest():
     assert strong.separated
     assert not weak.separated
     assert strong.p_holm == pytest.approx(2 * strong.p)
+
+
+def test_a_detectable_difference_shrinks_with_n_and_grows_with_the_spread() -> None:
+    rng = np.random.default_rng(0)
+    wide, narrow = rng.normal(0, 2, 16), rng.normal(0, 1, 64)
+    few, many = stats.detectable(list(narrow[:16])), stats.detectable(list(narrow))
+    assert few is not None
+    assert many is not None
+    assert many < few
+    assert stats.detectable(list(2 * wide)) == pytest.approx(2 * (stats.detectable(wide) or 0))
+    assert stats.detectable([1.0]) is None
+    assert stats.detectable([1.0, 1.0, 1.0]) is None
+
+
+def test_a_difference_of_the_detectable_size_is_found_four_times_in_five() -> None:
+    from scipy.stats import ttest_1samp
+
+    rng = np.random.default_rng(1)
+    n, true_sd = 16, 3.0
+    sample = rng.normal(0, 1, n)
+    sample = (sample - sample.mean()) / sample.std(ddof=1) * true_sd
+    effect = stats.detectable(list(sample))
+    trials = rng.normal(effect, true_sd, (4000, n))
+    found = (ttest_1samp(trials, 0.0, axis=1).pvalue < 0.05).mean()
+    assert found == pytest.approx(0.8, abs=0.03)

@@ -9,6 +9,7 @@ from harness.errors import unknown_name
 from harness.report import columns as col
 from harness.report.entries import REFERENCE_DETAIL, Entries
 from harness.report.marks import mark_differences, mark_ranks
+from harness.report.notes import grouped_notes
 from harness.report.provenance import Provenance
 from harness.report.table import ABSENT, Block, Entry, Line, Table
 from harness.report.values import SIMULATED, Values
@@ -168,7 +169,17 @@ def _line(
 
 
 def _remarks(run: Run, values: Values, blocks: Sequence[Block]) -> list[str]:
-    """What a reader must know about the table as a whole."""
+    """What a reader must know about the table as a whole and about single rows."""
+    found = table_remarks(run, blocks)
+    found += _methods_notes(run, values)
+    found += _skipped(values, {c.metric for b in blocks for c in b.columns})
+    # What went wrong beside the rows, as the run left it: measuring failed, the machine was busy.
+    told = [*run.provenance.get("failures", ()), *run.provenance.get("warnings", ())]
+    return found + [f"warning: {text}" for text in told]
+
+
+def table_remarks(run: Run, blocks: Sequence[Block]) -> list[str]:
+    """What the intervals, marks and words in the table mean, as far as they occur in it."""
     every = [
         (b, c, line, line.entries[i]) for b in blocks for i, c in b.visible() for line in b.lines
     ]
@@ -192,20 +203,16 @@ def _remarks(run: Run, values: Values, blocks: Sequence[Block]) -> list[str]:
         )
     if any(e.spread is not None for *_, e in every):
         found.append("latency: median ± interquartile range")
-    found += _methods_notes(run)
-    found += _skipped(values, {c.metric for b in blocks for c in b.columns})
-    # What went wrong beside the rows, as the run left it: measuring failed, the machine was busy.
-    told = [*run.provenance.get("failures", ()), *run.provenance.get("warnings", ())]
-    return found + [f"warning: {text}" for text in told]
+    return found
 
 
-def _methods_notes(run: Run) -> list[str]:
-    """What methods say about their rows, the rows that say the same together."""
-    rows: dict[str, list[str]] = {}
-    for cell in run.cells:
-        for note in (cell.report or {}).get("notes", ()):
-            rows.setdefault(note, []).append(f"{cell.label} {cell.bits}")
-    return [f"{', '.join(dict.fromkeys(cells))}: {note}" for note, cells in rows.items()]
+def _methods_notes(run: Run, values: Values) -> list[str]:
+    """What must be said about rows, those with the same note together."""
+    notes = grouped_notes(list(run.cells), values)
+    return [
+        f"{', '.join(dict.fromkeys(f'{c.label} {c.bits}' for c in cells))}: {note}"
+        for note, cells in notes.items()
+    ]
 
 
 def _skipped(values: Values, shown: set[str]) -> list[str]:

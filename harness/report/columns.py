@@ -19,6 +19,8 @@ LAYERS = "layers"  # three values of the row in one text
 SPEEDUP = "speedup"  # fp's step latency over the row's, kernels only
 
 STEP = "step_latency_s"
+STEPS_FORM = "steps_form_"  # sampling steps of a clip in one form of a step policy, by its index
+FORMS = 8  # more forms than any policy has
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,6 +158,11 @@ CATALOGUE: tuple[Column, ...] = (
     Column(metric="lpips", title="LPIPS", block=FIDELITY, better="lower", digits=3),
     Column(metric="avg_w_bits", title="W\nbits", block=COST, kind=CELL),
     Column(metric="avg_a_bits", title="A\nbits", block=COST, kind=CELL),
+    Column(metric="clip_a_bits", title="A bits\na clip", block=COST, shown=False),
+    *(
+        Column(metric=f"{STEPS_FORM}{i}", title=f"steps\nform {i}", block=COST, shown=False)
+        for i in range(FORMS)
+    ),
     Column(metric="layers_quantized", title="layers\nquantized", block=COST, kind=LAYERS),
     Column(metric="layers_target", title="layers\ntarget", block=COST, kind=CELL, shown=False),
     Column(

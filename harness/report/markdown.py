@@ -13,28 +13,29 @@ def markdown(table: Table) -> str:
     for block in table.blocks:
         if block.model != model:
             model = block.model
-            chunks.append(f"**{_escape(model)}**")
+            chunks.append(f"**{escape(model)}**")
         chunks.append(_block(block))
-    chunks.append("\n".join(f"- {_escape(line)}" for line in footer(table)))
+    chunks.append("\n".join(f"- {escape(line)}" for line in footer(table)))
     return "\n\n".join(chunks) + "\n"
 
 
 def _block(block: Block) -> str:
     heads = [block.title, "bits", *(c.head.replace("\n", " ") for _, c in block.visible())]
     rules = [":--", ":--", *("--:" for _ in block.visible())]
-    rows = [_row([_escape(h) for h in heads]), _row(rules)]
-    rows += [_row(_cells(block, line)) for line in block.lines]
+    rows = [row_text([escape(h) for h in heads]), row_text(rules)]
+    rows += [row_text(_cells(block, line)) for line in block.lines]
     return "\n".join(rows)
 
 
 def _cells(block: Block, line: Line) -> list[str]:
     bits = ABSENT if line.unquantized else line.bits
-    entries = (_entry(parts(column, line.entries[i])) for i, column in block.visible())
-    return [_escape(line.label), _escape(bits), *entries]
+    entries = (entry_text(parts(column, line.entries[i])) for i, column in block.visible())
+    return [escape(line.label), escape(bits), *entries]
 
 
-def _entry(part: Parts) -> str:
-    text = _escape(part.main)
+def entry_text(part: Parts) -> str:
+    """An entry with its mark, spread, interval and footnotes."""
+    text = escape(part.main)
     if part.mark == BEST:
         text = f"**{text}**"
     elif part.mark == SECOND:
@@ -48,11 +49,12 @@ def _entry(part: Parts) -> str:
     return text + "".join(f" <sup>{letter}</sup>" for letter in part.notes)
 
 
-def _row(cells: list[str]) -> str:
+def row_text(cells: list[str]) -> str:
+    """A row of a table; the cells are escaped already."""
     return f"| {' | '.join(cells)} |"
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Keep a name from being read as Markdown or HTML, and a row on one line."""
     for mark in "\\`*_|[]":
         text = text.replace(mark, f"\\{mark}")
