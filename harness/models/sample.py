@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from harness.models.families import family, family_of_class
+
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+    from harness.models.families.base import Family
     from harness.spec import GenSpec
 
 Hook = Callable[[int, torch.Tensor], None]
@@ -37,21 +40,19 @@ def initial_noise(pipeline: DiffusionPipeline, gen: GenSpec, seed: int) -> torch
     """Draw the initial latents from a CPU generator: every device starts from the same noise.
 
     Returns:
-        float32 ``[1, latent_frames, channels, height, width]`` on the CPU.
+        float32 on the CPU, in the family's shape of a latent.
     """
-    spatial, temporal = pipeline.vae_scale_factor_spatial, pipeline.vae_scale_factor_temporal
-    frames = (gen.frames - 1) // temporal + 1
-    patch = pipeline.transformer.config.patch_size_t
-    if patch is not None:
-        frames += -frames % patch
-    shape = (
-        1,
-        frames,
-        pipeline.transformer.config.in_channels,
-        gen.height // spatial,
-        gen.width // spatial,
-    )
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+    return _draw(pipeline, gen, torch.Generator().manual_seed(seed))
+
+
+def _draw(pipeline: DiffusionPipeline, gen: GenSpec, generator: torch.Generator) -> torch.Tensor:
+    shape = family_of(pipeline).noise_shape(pipeline, gen)
+    return torch.randn(shape, generator=generator, dtype=torch.float32)
+
+
+def family_of(pipeline: DiffusionPipeline) -> Family:
+    """Facts about a pipeline's denoiser."""
+    return family(family_of_class(type(pipeline.transformer).__name__))
 
 
 def _run(
@@ -62,21 +63,23 @@ def _run(
         on_step(step, values["latents"])
         return values
 
-    dtype = pipeline.transformer.dtype
-    noise = initial_noise(pipeline, gen, seed).to(device=pipeline.device, dtype=dtype)
+    facts = family_of(pipeline)
+    # the same stream goes on where a scheduler or a decoder draws more noise
+    generator = torch.Generator().manual_seed(seed)
+    noise = _draw(pipeline, gen, generator).to(pipeline.device)
     with torch.no_grad():
         return pipeline(
             prompt=text,
             height=gen.height,
             width=gen.width,
-            num_frames=gen.frames,
             num_inference_steps=gen.steps,
             guidance_scale=gen.guidance,
-            latents=noise,
-            max_sequence_length=gen.max_text_tokens,
+            generator=generator,
+            latents=facts.latents(pipeline, noise),
             output_type=output,
             callback_on_step_end=report,
             return_dict=False,
+            **facts.arguments(gen),
         )[0]
 
 
@@ -113,6 +116,7 @@ def sample(pipeline: DiffusionPipeline, text: str, gen: GenSpec, *, seed: int) -
 def denoiser_step(pipeline: DiffusionPipeline, gen: GenSpec) -> Callable[[], None]:
     """Make a closed call of one denoising step at the model's shape, with all guidance branches."""
     calls: list[dict[str, Any]] = []
+    wanted = 2 if family_of(pipeline).guidance == "calls" and gen.guidance > 1 else 1
 
     class _Recorded(Exception):
         pass
@@ -121,7 +125,8 @@ def denoiser_step(pipeline: DiffusionPipeline, gen: GenSpec) -> Callable[[], Non
         if args:
             raise TypeError("the pipeline passes positional arguments to its denoiser")
         calls.append(kwargs)
-        raise _Recorded
+        if len(calls) == wanted:
+            raise _Recorded
 
     handle = pipeline.transformer.register_forward_pre_hook(grab, with_kwargs=True)
     try:
@@ -133,7 +138,8 @@ def denoiser_step(pipeline: DiffusionPipeline, gen: GenSpec) -> Callable[[], Non
 
     def step() -> None:
         with torch.no_grad():
-            pipeline.transformer(**calls[0])
+            for arguments in calls:
+                pipeline.transformer(**arguments)
         if pipeline.device.type == "cuda":
             torch.cuda.synchronize(pipeline.device)
 

@@ -16,19 +16,26 @@ from torch.overrides import TorchFunctionMode
 from harness.quant.capture import BlockInput, run_block
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch.utils.hooks import RemovableHandle
+
     from harness.models.families.base import Family
 
 TILE_ELEMENTS = 1 << 24
 """Most attention logits held at once."""
 
 
-def attention_mass(query: Tensor, key: Tensor, scale: float | None = None) -> Tensor:
+def attention_mass(
+    query: Tensor, key: Tensor, scale: float | None = None, mask: Tensor | None = None
+) -> Tensor:
     """Sum the attention map over heads and queries, one tile of queries at a time.
 
     Args:
         query: ``[batch, heads, queries, head_dim]``.
         key: ``[batch, heads, keys, head_dim]``.
         scale: Factor on the logits, 1/sqrt(head_dim) if None.
+        mask: Which keys can be seen, bool ``[batch, 1, 1, keys]``; the others get nothing.
 
     Returns:
         ``[batch, keys]``; sums to heads x queries.
@@ -41,6 +48,8 @@ def attention_mass(query: Tensor, key: Tensor, scale: float | None = None) -> Te
     transposed = key.float().transpose(-1, -2) * factor
     for start in range(0, queries, tile):
         logits = query[:, :, start : start + tile].float() @ transposed
+        if mask is not None:
+            logits = logits.masked_fill(~mask, -torch.inf)
         mass += logits.softmax(-1).sum((1, 2))
     return mass
 
@@ -48,12 +57,27 @@ def attention_mass(query: Tensor, key: Tensor, scale: float | None = None) -> Te
 _SDPA = ("query", "key", "value", "attn_mask")  # its first parameters, in order
 
 
-class _SelfAttentionTap(TorchFunctionMode):
-    """Sees the query and key of every self-attention that runs under it."""
+class _AttentionTap(TorchFunctionMode):
+    """Sees query, key and mask of every attention that runs under it while it is open."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.open = False
         self.masses: list[Tensor] = []
+
+    def within(self, attention: nn.Module) -> list[RemovableHandle]:
+        """Open it only while a module runs."""
+
+        def switch(to: bool) -> Callable[..., None]:
+            def hook(*_: Any) -> None:
+                self.open = to
+
+            return hook
+
+        return [
+            attention.register_forward_pre_hook(switch(to=True)),
+            attention.register_forward_hook(switch(to=False)),
+        ]
 
     def __torch_function__(
         self,
@@ -63,31 +87,53 @@ class _SelfAttentionTap(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func is functional.scaled_dot_product_attention:
+        if self.open and func is functional.scaled_dot_product_attention:
             named = dict(zip(_SDPA, args, strict=False)) | kwargs
-            query, key = named["query"], named["key"]
-            if query.shape[-2] == key.shape[-2] and named.get("attn_mask") is None:
-                self.masses.append(attention_mass(query, key, kwargs.get("scale")))
+            mask = _keys_seen(named.get("attn_mask"))
+            self.masses.append(
+                attention_mass(named["query"], named["key"], kwargs.get("scale"), mask)
+            )
         return func(*args, **kwargs)
+
+
+def _keys_seen(mask: Tensor | None) -> Tensor | None:
+    """The mask where it only hides keys, as padding does.
+
+    Raises:
+        ValueError: It is additive, or differs from query to query.
+    """
+    if mask is None or (mask.dtype == torch.bool and mask.shape[-2] == 1):
+        return mask
+    raise ValueError(f"a mask of {mask.dtype} {list(mask.shape)} is not a padding mask")
 
 
 @torch.no_grad()
 def block_attention_mass(block: nn.Module, family: Family, given: BlockInput) -> dict[str, Tensor]:
     """Attention mass of every token of a block's streams, from the full-precision block.
 
+    Taken from the attention among the block's tokens: over text and video where they attend
+    jointly, over the video alone where the text has a cross-attention of its own (text tokens then
+    are no outputs of a block and carry no loss).
+
     Returns:
-        ``[branches, tokens]`` for each stream of the self-attention.
+        ``[batch, tokens]`` for each stream of the self-attention.
 
     Raises:
-        ValueError: The block runs no, or more than one, unmasked self-attention over all streams.
+        ValueError: The block runs no, or more than one, self-attention over all streams.
     """
     lengths = {name: given.streams[name].shape[1] for name in family.attention_order}
-    with _SelfAttentionTap() as tap:
-        run_block(block, family, given)
-    fitting = [mass for mass in tap.masses if mass.shape[1] == sum(lengths.values())]
-    if len(fitting) != 1:
-        raise ValueError(f"expected one self-attention over {lengths}, saw {len(fitting)}")
-    return dict(zip(lengths, fitting[0].split(list(lengths.values()), 1), strict=True))
+    tap = _AttentionTap()
+    handles = tap.within(block.get_submodule(family.self_attention))
+    try:
+        with tap:
+            run_block(block, family, given)
+    finally:
+        for handle in handles:
+            handle.remove()
+    shapes = [mass.shape[1] for mass in tap.masses]
+    if shapes != [sum(lengths.values())]:
+        raise ValueError(f"expected one self-attention over {lengths}, saw {shapes}")
+    return dict(zip(lengths, tap.masses[0].split(list(lengths.values()), 1), strict=True))
 
 
 def token_weights(

@@ -1,7 +1,9 @@
 """Recorded trajectories: every denoiser input of some prompts, on disk, from which methods choose.
 
 The pool is the same for every method; what a method does with it (which samples, how many) is the
-method's. Each denoiser call is one file, so memory does not grow with the number of prompts.
+method's. Each denoising step is one file, so memory does not grow with the number of prompts. All
+guidance branches of a step are one call, the conditional one last: where the sampler evaluates them
+one after the other, they are stacked here.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from harness.models.sample import denoise
+from harness.models.sample import denoise, family_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -132,12 +134,13 @@ def record_pool(
         progress: Progress callback.
     """
     started = time.perf_counter()
-    recorder = _Recorder(folder)
+    recorder = _Recorder(folder, reverse=family_of(pipeline).guidance == "calls")
     handle = pipeline.transformer.register_forward_pre_hook(recorder, with_kwargs=True)
     last: list[Tensor] = []
 
     def keep(step: int, latents: Tensor) -> None:
         del step
+        recorder.end_step()
         last[:] = [latents]
 
     try:
@@ -152,7 +155,7 @@ def record_pool(
         "prompts": [p.id for p in prompts],
         "timesteps": recorder.timesteps,
         "branches": recorder.branches,
-        "forwards": recorder.calls * recorder.branches,
+        "forwards": recorder.steps * recorder.branches,
         "seconds": time.perf_counter() - started,
         "constants": recorder.constants,
         "tuples": recorder.tuples,
@@ -165,15 +168,22 @@ _CHANGING = ("hidden_states", "timestep")
 
 
 class _Recorder:
-    """Forward pre-hook that writes the arguments of each denoiser call."""
+    """Forward pre-hook that keeps the arguments of the denoiser calls of a step.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: Where steps are written.
+        reverse: A step's calls come with the conditional branch first.
+    """
+
+    def __init__(self, folder: Path, *, reverse: bool) -> None:
         self.folder = folder
-        self.calls = 0
+        self.steps = 0
         self.branches = 0
         self.timesteps: list[float] = []
         self.constants: dict[str, Any] = {}
         self.tuples: dict[str, int] = {}
+        self._reverse = reverse
+        self._calls: list[dict[str, Any]] = []
         self._prompt = 0
         self._step = 0
 
@@ -185,6 +195,13 @@ class _Recorder:
     def __call__(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if args:
             raise TypeError("the pipeline passes positional arguments to its denoiser")
+        self._calls.append(kwargs)
+
+    def end_step(self) -> None:
+        """Write the calls made since the last step as one."""
+        calls = self._calls[::-1] if self._reverse else self._calls
+        kwargs = {name: _stacked([call[name] for call in calls]) for name in calls[0]}
+        self._calls = []
         tensors: dict[str, Tensor] = {}
         fixed: dict[str, Tensor] = {}
         for name, value in kwargs.items():
@@ -202,7 +219,14 @@ class _Recorder:
             self.timesteps.append(float(kwargs["timestep"].flatten()[0]))
         self.branches = kwargs["hidden_states"].shape[0]
         self._step += 1
-        self.calls += 1
+        self.steps += 1
+
+
+def _stacked(values: list[Any]) -> Any:
+    """One argument of several branches: tensors along the batch, the rest from the first."""
+    if len(values) > 1 and isinstance(values[0], Tensor):
+        return torch.cat(values)
+    return values[0]
 
 
 def _call_path(folder: Path, sample: Sample) -> Path:
