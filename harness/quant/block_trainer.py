@@ -92,10 +92,10 @@ def train_block(
         return []
     optimiser = optimizer(filled)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, [_schedule(steps, float(group.get("floor", floor))) for group in filled]
+        optimiser, [cosine_schedule(steps, float(group.get("floor", floor))) for group in filled]
     )
     curve: list[float] = []
-    for step, index in zip(range(steps), _order(len(task.inputs), generator), strict=False):
+    for step, index in zip(range(steps), shuffled(len(task.inputs), generator), strict=False):
         extra = before_step(step)
         out = run_block(block, family, task.inputs[index].in_float32())
         weights = task.weights[index] if task.weights else None
@@ -113,7 +113,7 @@ def train_block(
     return curve
 
 
-def _schedule(steps: int, floor: float) -> Callable[[int], float]:
+def cosine_schedule(steps: int, floor: float) -> Callable[[int], float]:
     """Factor on a learning rate at a step: a cosine from 1 to ``floor``."""
     return lambda step: _cosine(step / steps, floor)
 
@@ -122,6 +122,7 @@ def _cosine(progress: float, floor: float) -> float:
     return floor + (1 - floor) * 0.5 * (1 + float(torch.cos(torch.tensor(progress * torch.pi))))
 
 
-def _order(count: int, generator: torch.Generator) -> Iterator[int]:
+def shuffled(count: int, generator: torch.Generator) -> Iterator[int]:
+    """Indices without end, epoch by epoch in random order."""
     while True:
         yield from torch.randperm(count, generator=generator).tolist()

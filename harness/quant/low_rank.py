@@ -20,7 +20,8 @@ class LowRank(nn.Module):
         rounded: Whether z is the layer's input after the rounding (Q-VDiT) or the transformed input
             before it (SVDQuant).
         gain: ``[frames]``, on the tokens of each frame; None for none.
-        text_tokens: Tokens that come before the frames and have gain 1.
+        text_tokens: Tokens that come before the frames and have gain 1; negative where so many come
+            behind them.
     """
 
     down: Tensor
@@ -64,15 +65,26 @@ class LowRank(nn.Module):
         """
         inner = nn.functional.linear(z, self.down.to(z.dtype))
         if self.gain is not None:
-            inner = inner * self._gains(z).to(z.dtype)
+            gains = token_gains(self.gain, z.shape[-2], self.text_tokens)
+            inner = inner * gains[:, None].to(z.dtype)
         return nn.functional.linear(inner, self.up.to(z.dtype))
 
-    def _gains(self, z: Tensor) -> Tensor:
-        assert self.gain is not None
-        frames, video = self.gain.numel(), z.shape[-2] - self.text_tokens
-        if video <= 0 or video % frames:
-            raise ValueError(
-                f"{z.shape[-2]} tokens are not {self.text_tokens} text tokens and {frames} frames"
-            )
-        text = self.gain.new_ones(self.text_tokens)
-        return torch.cat([text, self.gain.repeat_interleave(video // frames)])[:, None]
+
+def token_gains(gain: Tensor, tokens: int, text_tokens: int) -> Tensor:
+    """Gain of every token ``[tokens]``: that of its frame, 1 for text.
+
+    Args:
+        gain: ``[frames]``.
+        tokens: Text and video tokens; those of a frame are contiguous.
+        text_tokens: Of them before the frames, or, negative, behind the frames.
+
+    Raises:
+        ValueError: The tokens are no whole number of frames.
+    """
+    video = tokens - abs(text_tokens)
+    if video <= 0 or video % gain.numel():
+        raise ValueError(
+            f"{tokens} tokens are not {abs(text_tokens)} text tokens and {gain.numel()} frames"
+        )
+    text, frames = gain.new_ones(abs(text_tokens)), gain.repeat_interleave(video // gain.numel())
+    return torch.cat([frames, text] if text_tokens < 0 else [text, frames])
