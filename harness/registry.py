@@ -15,7 +15,8 @@ import inspect
 import json
 import sys
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points, version
+from functools import cache as once
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +24,10 @@ from harness.bits import BitSpec
 from harness.durable import replace_file
 from harness.errors import HarnessError, UsageError, unknown_name
 from harness.keys import digest, file_digest, plain
+from harness.provenance import cuda_names
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from harness.method import Method
 
@@ -149,15 +151,10 @@ def describe(
         bits: Widths of the row.
         cache: Folder of remembered answers.
     """
-    point = find_method(name)
-    question = {
-        "point": point.value,
-        "source": _source_digest(point.module),
+    question = _question(name) | {
         "options": plain(dict(chosen)),
         "family": family,
         "bits": list(bits),
-        "torch": version("torch"),
-        "python": sys.version,
     }
     path = cache / f"{digest(question)}.json"
     if question["source"] and path.is_file():
@@ -175,11 +172,78 @@ def describe(
             if (answer := method.supports(family, BitSpec.parse(width))) is not None
         },
     )
+    _remember(path, facts)
+    return facts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MethodSupport:
+    """On what a method can be run here.
+
+    Attributes:
+        unquantized: A reference row, which has no widths.
+        refused: By family, then by width: why not; a width that is absent can be made.
+    """
+
+    name: str
+    unquantized: bool
+    needs_calibration: bool
+    refused: dict[str, dict[str, str]]
+
+
+def support(name: str, families: Sequence[str], bits: Sequence[str], cache: Path) -> MethodSupport:
+    """Ask a method about every family and width, at its default options; remembered as facts are.
+
+    Raises:
+        BrokenMethodError: It cannot be loaded.
+    """
+    question = _question(name) | {"families": list(families), "widths": list(bits)}
+    path = cache / f"{digest(question)}.json"
+    if question["source"] and path.is_file():
+        return MethodSupport(**json.loads(path.read_text(encoding="utf-8")))
+    method = load_method(name)
+    found = MethodSupport(
+        name=name,
+        unquantized=method.unquantized,
+        needs_calibration=method.needs_calibration,
+        refused={
+            family: {
+                width: answer.reason
+                for width in bits
+                if (answer := method.supports(family, BitSpec.parse(width))) is not None
+            }
+            for family in families
+        },
+    )
+    _remember(path, found)
+    return found
+
+
+def _question(name: str) -> dict[str, Any]:
+    """What an answer of a method depends on: its source, and what this machine has."""
+    point = find_method(name)
+    return {
+        "point": point.value,
+        "source": _source_digest(point.module),
+        "installed": _installed(),
+        "gpus": list(cuda_names()),
+        "python": sys.version,
+    }
+
+
+@once
+def _installed() -> str:
+    """Digest of the names and versions of all distributions, from the names of their folders."""
+    folders = {Path(place) for place in sys.path if place}
+    names = {p.name for f in folders if f.is_dir() for p in f.glob("*.dist-info")}
+    return digest(sorted(names))
+
+
+def _remember(path: Path, answer: Any) -> None:
     # A store that cannot be written is said by the check before the work; planning can go on.
     with contextlib.suppress(OSError):
-        cache.mkdir(parents=True, exist_ok=True)
-        replace_file(path, json.dumps(plain(facts)))
-    return facts
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, json.dumps(plain(answer)))
 
 
 def _members(protocol: type) -> list[str]:
