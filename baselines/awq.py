@@ -14,6 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from harness.api import (
     IDENTITY_WIDTH,
     BitSpec,
@@ -171,8 +173,7 @@ class AWQ:
                 tokens=0, second_moment=True, generator=ctx.generator(),
             )  # fmt: skip
             errors |= _quantize_block_(step, groups, found, ctx, curves)
-            for group in groups:
-                widths.add(found[group.name].peak.numel())
+            widths |= {summary.peak.numel() for summary in found.values()}
         notes = (*shortage(samples, options.samples), *group_note(options.group, widths))
         return walk.report(passes=1, errors=errors.items(), notes=notes, curves=curves)
 
@@ -186,26 +187,30 @@ def _quantize_block_(
 ) -> dict[str, float]:
     """Scale and round the linears of a block, in place; return their output errors by name."""
     options: AWQOptions = ctx.options
-    hessians = {name: summary.second_moment() for name, summary in found.items()}
+    hessians = {name: found[name].second_moment() for g in groups for name in g.observed}
+    hessians |= {n: hessians[g.linears[0]] for g in groups if not g.split for n in g.linears}
     scales: dict[str, Tensor] = {}
     for group in groups:
         if not options.scale or group.modulation or not (options.online or group.fold is not None):
             continue
-        readers = [linear_at(step.block, n).weight.detach().float() for n in group.linears]
-        spec = _spec(readers[0].shape[1], ctx)
-        alpha = best_alpha(found[group.name].mean, hessians[group.name], readers, spec)
+        readers = [
+            (hessians[n], linear_at(step.block, n).weight.detach().float()) for n in group.linears
+        ]
+        seen = [found[n] for n in group.observed]
+        mean = torch.stack([s.total for s in seen]).sum(0) / sum(s.count for s in seen)
+        alpha = best_alpha(mean, readers, _spec(mean.numel(), ctx))
         curves.setdefault(f"alpha_{group.name}", []).append(alpha)
-        scales[group.name] = awq_scale(found[group.name].mean, alpha)
+        scales[group.name] = awq_scale(mean, alpha)
     # all folds before any rounding: a producer may itself be a linear to be rounded
     rest = {g.name: apply_scale_(step.block, g, scales[g.name]) for g in groups if g.name in scales}
     errors: dict[str, float] = {}
     for group in groups:
-        hessian, transforms = hessians[group.name], rest.get(group.name, [])
-        if group.name in scales:
-            inverse = 1 / scales[group.name].double()
-            hessian = hessian * inverse[:, None] * inverse
+        transforms = rest.get(group.name, [])
         for name in group.linears:
-            linear = linear_at(step.block, name)
+            linear, hessian = linear_at(step.block, name), hessians[name]
+            if group.name in scales:
+                inverse = 1 / scales[group.name].double()
+                hessian = hessian * inverse[:, None] * inverse
             clipped = options.clip and not name.endswith(UNCLIPPED)
             spec = _spec(linear.in_features, ctx)
             rounded = round_clipped(linear, spec, hessian if clipped else None, transforms)
@@ -233,34 +238,33 @@ def awq_scale(mean: Tensor, alpha: float) -> Tensor:
     return (scale / (scale.max() * scale.min()).sqrt()).float()
 
 
-def best_alpha(mean: Tensor, hessian: Tensor, readers: Sequence[Tensor], spec: WeightSpec) -> float:
+def best_alpha(mean: Tensor, readers: Sequence[tuple[Tensor, Tensor]], spec: WeightSpec) -> float:
     """The exponent with the smallest output error, the first of equals; 0.5 at width 16.
 
     Args:
         mean: mean|X_j|, ``[in_features]``.
-        hessian: Second moment of the unscaled inputs.
-        readers: Weights that read them, ``[out_features, in_features]`` each.
-        spec: How they are rounded.
+        readers: As in ``scaled_error``.
+        spec: How the weights are rounded.
     """
     if spec.bits == IDENTITY_WIDTH:
         return 0.5
-    errors = [scaled_error(hessian, readers, awq_scale(mean, alpha), spec) for alpha in ALPHAS]
+    errors = [scaled_error(readers, awq_scale(mean, alpha), spec) for alpha in ALPHAS]
     return ALPHAS[min(range(len(ALPHAS)), key=errors.__getitem__)]
 
 
 def scaled_error(
-    hessian: Tensor, readers: Sequence[Tensor], scale: Tensor, spec: WeightSpec
+    readers: Sequence[tuple[Tensor, Tensor]], scale: Tensor, spec: WeightSpec
 ) -> float:
-    """Sum over readers of ||(X / s) Q(W s)^T - X W^T||^2 up to the factor of the Hessian.
+    """Sum over readers of ||(X / s) Q(W s)^T - X W^T||^2, up to the factor of the Hessians.
 
     Args:
-        hessian: Second moment of X, ``[in_features, in_features]``.
-        readers: Weights, ``[out_features, in_features]`` each.
+        readers: Second moment of X ``[in_features, in_features]`` and weight ``[out_features,
+            in_features]`` of every linear that reads the input.
         scale: ``[in_features]``.
-        spec: How they are rounded, on min-max grids.
+        spec: How the weights are rounded, on min-max grids.
     """
     total = 0.0
-    for weight in readers:
+    for hessian, weight in readers:
         scaled = weight * scale
         grid = stored_grid(
             weight_grid(scaled, spec.bits, symmetric=spec.symmetric, group=spec.group)

@@ -24,7 +24,8 @@ from harness.quant.activation import ActivationSpec
 from harness.quant.apply import MODULATION, activation_of
 from harness.quant.artifact import replace_module_
 from harness.quant.capture import BRANCHES
-from harness.quant.gptq import PERCDAMP, gptq_linear, group_hessians, output_error
+from harness.quant.gptq import PERCDAMP, linear_hessians, output_error
+from harness.quant.gptq_linear import gptq_linear
 from harness.quant.groups import group_note
 from harness.quant.linear import WeightSpec, fitting_group
 from harness.quant.options import check_choice, check_range
@@ -136,7 +137,7 @@ class GPTQ:
         widths: set[int] = set()
         for step in walk:
             groups = block_groups(ctx.family, step.block, options.modulation)
-            hessians = group_hessians(step.block, ctx.family, groups, {}, step.given)
+            hessians = linear_hessians(step.block, ctx.family, groups, {}, step.given)
             for group in groups:
                 activation = activation_of(group, ActivationSpec(bits=ctx.bits.a))
                 for name in group.linears:
@@ -147,12 +148,12 @@ class GPTQ:
                         group=fitting_group(linear.in_features, options.group),
                     )  # fmt: skip
                     rounded = gptq_linear(
-                        linear, spec, activation, hessians[group.name],
+                        linear, spec, activation, hessians[name],
                         percdamp=options.percdamp, act_order=options.act_order,
                     )  # fmt: skip
                     if ctx.bits.w < IDENTITY_WIDTH:
                         errors[f"{step.name}.{name}"] = output_error(
-                            linear.weight, rounded.dequantized(), hessians[group.name]
+                            linear.weight, rounded.dequantized(), hessians[name]
                         )
                     replace_module_(step.block, name, rounded)
         notes = (*shortage(samples, options.samples), *group_note(options.group, widths))

@@ -30,7 +30,8 @@ from harness.quant.apply import MODULATION, activation_of
 from harness.quant.artifact import replace_module_
 from harness.quant.capture import BRANCHES
 from harness.quant.clip import search_clip
-from harness.quant.gptq import gptq_linear, group_hessians, output_error
+from harness.quant.gptq import linear_hessians, output_error
+from harness.quant.gptq_linear import gptq_linear
 from harness.quant.hadamard import shape_of
 from harness.quant.linear import QuantLinear, WeightSpec, quantize_linear, transformed_weight
 from harness.quant.options import check_choice, check_range
@@ -161,11 +162,11 @@ class QuaRot:
             widths |= {t.signs.numel() for steps in turns.values() for t in steps}
             hessians: dict[str, Tensor] = {}
             if with_hessians:
-                hessians = group_hessians(step.block, ctx.family, groups, turns, step.given)
+                hessians = linear_hessians(step.block, ctx.family, groups, turns, step.given)
             for group in groups:
                 for name in group.linears:
                     linear, turn = linear_at(step.block, name), turns[group.name]
-                    hessian = hessians.get(group.name)
+                    hessian = hessians.get(name)
                     activation = activation_of(group, clipped)
                     rounded = round_rotated(linear, ctx.bits.w, activation, turn, hessian)
                     if hessian is not None:

@@ -17,8 +17,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from harness.api import BitSpec, Deviation, QuantContext, QuantReport, Reproduction, Unsupported
-from harness.bits import IDENTITY_WIDTH
+from harness.api import (
+    IDENTITY_WIDTH,
+    BitSpec,
+    Deviation,
+    QuantContext,
+    QuantReport,
+    Reproduction,
+    Unsupported,
+)
 from harness.models.families.base import linear_at
 from harness.quant.activation import ActivationSpec, quantize_activation
 from harness.quant.apply import MODULATION, activation_of
@@ -38,7 +45,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from harness.models.families.base import InputGroup
-    from harness.quant.smoothing import InputSummary
 
 ALPHAS = tuple(k / 20 for k in range(1, 20))
 """Candidates 0.05, 0.10, ... 0.95; the grid is ours, the paper tunes alpha for each model."""
@@ -153,12 +159,14 @@ class SmoothQuant:
             )  # fmt: skip
             scales: dict[str, Tensor] = {}
             for group in smoothed:
-                readers = [linear_at(step.block, n).weight.detach().float() for n in group.linears]
+                weights = [linear_at(step.block, n).weight.detach().float() for n in group.linears]
+                peak = torch.stack([found[n].peak for n in group.linears]).amax(0)
                 alpha = options.alpha
                 if searched:
-                    alpha = best_alpha(found[group.name], readers, ctx.bits)
+                    tokens = [found[n].tokens() for n in group.observed]
+                    alpha = best_alpha(peak, tokens, weights, ctx.bits)
                 curves.setdefault(f"alpha_{group.name}", []).append(alpha)
-                scales[group.name] = group_scale(found[group.name], readers, alpha)
+                scales[group.name] = group_scale(peak, weights, alpha)
             # all folds before any rounding: a producer may itself be a linear to be rounded
             rest = {g.name: apply_scale_(step.block, g, scales[g.name]) for g in smoothed}
             for group in groups:
@@ -167,45 +175,47 @@ class SmoothQuant:
         return walk.report(passes=1, notes=notes, curves=curves)
 
 
-def group_scale(given: InputSummary, readers: Sequence[Tensor], alpha: float) -> Tensor:
+def group_scale(peak: Tensor, weights: Sequence[Tensor], alpha: float) -> Tensor:
     """Factor of a shared input; max|W_j| runs over all weights that read it, ``[in_features]``."""
-    weight = torch.stack([w.abs().amax(0) for w in readers]).amax(0)
-    return smoothing_scale(given.peak, weight, alpha)
+    return smoothing_scale(peak, torch.stack([w.abs().amax(0) for w in weights]).amax(0), alpha)
 
 
-def best_alpha(given: InputSummary, readers: Sequence[Tensor], bits: BitSpec) -> float:
+def best_alpha(
+    peak: Tensor, tokens: Sequence[Tensor], weights: Sequence[Tensor], bits: BitSpec
+) -> float:
     """The alpha with the smallest output error over the kept tokens, the first of equals.
 
     Args:
-        given: Statistics and tokens of the shared input.
-        readers: Weights that read it, ``[out_features, in_features]`` each.
+        peak: max|X_j|, ``[in_features]``.
+        tokens: As in ``smoothed_error``.
+        weights: As in ``smoothed_error``.
         bits: Widths.
     """
     errors = [
-        smoothed_error(given.tokens, readers, group_scale(given, readers, alpha), bits)
-        for alpha in ALPHAS
+        smoothed_error(tokens, weights, group_scale(peak, weights, alpha), bits) for alpha in ALPHAS
     ]
     return ALPHAS[min(range(len(ALPHAS)), key=errors.__getitem__)]
 
 
 def smoothed_error(
-    tokens: Tensor, readers: Sequence[Tensor], scale: Tensor, bits: BitSpec
+    tokens: Sequence[Tensor], weights: Sequence[Tensor], scale: Tensor, bits: BitSpec
 ) -> float:
     """Sum over readers of ||Q(X / s) Q(W s)^T - X W^T||^2.
 
     Args:
-        tokens: ``[tokens, in_features]``.
-        readers: Weights, ``[out_features, in_features]`` each.
+        tokens: ``[tokens, in_features]``, one that all weights read or one for each weight.
+        weights: ``[out_features, in_features]`` each.
         scale: ``[in_features]``.
         bits: Widths.
     """
-    x = quantize_activation(tokens / scale, ActivationSpec(bits=bits.a))
+    rounded = [quantize_activation(x / scale, ActivationSpec(bits=bits.a)) for x in tokens]
     total = 0.0
-    for weight in readers:
-        rounded = weight * scale
+    for i, weight in enumerate(weights):
+        place = min(i, len(tokens) - 1)
+        scaled = weight * scale
         if bits.w < IDENTITY_WIDTH:
-            rounded = fake_quantize(rounded, stored_grid(weight_grid(rounded, bits.w)), bits.w)
-        total += float((x @ rounded.T - tokens @ weight.T).square().sum())
+            scaled = fake_quantize(scaled, stored_grid(weight_grid(scaled, bits.w)), bits.w)
+        total += float((rounded[place] @ scaled.T - tokens[place] @ weight.T).square().sum())
     return total
 
 

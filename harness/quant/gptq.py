@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from harness.bits import IDENTITY_WIDTH
 from harness.quant.capture import BlockInput, observing, run_block
 from harness.quant.grid import Affine, decode, encode, expand, storable, weight_grid
-from harness.quant.linear import (
-    QuantLinear,
-    WeightSpec,
-    quantize_linear,
-    stored_grid,
-    transformed_weight,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from harness.models.families.base import Family, InputGroup
-    from harness.quant.activation import ActivationSpec
 
 PERCDAMP = 0.01  # GPTQ, "Step 3: Cholesky Reformulation"
 BLOCK = 128  # GPTQ, "Step 2: Lazy Batch-Updates"
@@ -89,6 +81,42 @@ def group_hessians(
         for given in inputs:
             run_block(block, family, given)
     return {name: hessian.matrix() for name, hessian in found.items()}
+
+
+def linear_hessians(
+    block: nn.Module,
+    family: Family,
+    groups: Sequence[InputGroup],
+    transforms: Mapping[str, Sequence[nn.Module]],
+    inputs: Sequence[BlockInput],
+) -> dict[str, Tensor]:
+    """Second moments of the transformed inputs of every linear of a block.
+
+    Unlike ``group_hessians`` it keeps the streams of a split group apart, whose linears read
+    different tokens. Linears that read the same tensor share one matrix.
+
+    Args:
+        block: Full-precision block.
+        family: Its facts.
+        groups: Groups of interest.
+        transforms: Input transforms by group; absent groups have none.
+        inputs: Block inputs.
+
+    Returns:
+        float64 ``[in_features, in_features]`` by name of the linear, relative to the block.
+    """
+    alone = [
+        replace(group, name=linear, linears=(linear,), split=False)
+        for group in groups
+        for linear in group.observed
+    ]
+    own = {linear: transforms.get(g.name, ()) for g in groups for linear in g.observed}
+    found = group_hessians(block, family, alone, own, inputs)
+    return {
+        linear: found[linear if group.split else group.linears[0]]
+        for group in groups
+        for linear in group.linears
+    }
 
 
 def gptq(
@@ -213,53 +241,6 @@ def _sweep(
             errors[:, j - start] = error
         work[:, stop:] -= errors @ root[start:stop, stop:]
     return codes.float()
-
-
-def gptq_linear(
-    linear: nn.Linear,
-    weight: WeightSpec,
-    activation: ActivationSpec,
-    hessian: Tensor,
-    *,
-    transforms: Sequence[nn.Module] = (),
-    clip: Tensor | float = 1.0,
-    percdamp: float = PERCDAMP,
-    act_order: bool = False,
-) -> QuantLinear:
-    """Replace a linear by one whose weight GPTQ has rounded.
-
-    Args:
-        linear: The layer to replace; it is not changed.
-        weight: How the weight is rounded. The grids of groups are fitted as the rounding reaches
-            them, before it where ``act_order`` asks for it.
-        activation: How the input is rounded.
-        hessian: Of the transformed inputs.
-        transforms: Input transforms; the weight is mapped accordingly.
-        clip: Factor on the range of each row, number or ``[out, 1]``; only without groups.
-        percdamp: Dampening as a fraction of the mean diagonal.
-        act_order: Round the columns with the largest diagonal of the Hessian first.
-    """
-    if weight.bits == IDENTITY_WIDTH:
-        return quantize_linear(linear, weight, activation, transforms=transforms)
-    mapped = transformed_weight(linear.weight.detach().float(), transforms)
-    if weight.group and not act_order:
-        codes, grid = gptq_current_groups(
-            mapped, hessian, weight.bits,
-            group=weight.group, symmetric=weight.symmetric, percdamp=percdamp,
-        )  # fmt: skip
-    else:
-        grid = stored_grid(
-            weight_grid(
-                mapped, weight.bits, symmetric=weight.symmetric, group=weight.group, clip=clip
-            )
-        )
-        codes = gptq(
-            mapped, hessian, grid, weight.bits,
-            group=weight.group, percdamp=percdamp, act_order=act_order,
-        )  # fmt: skip
-    return quantize_linear(
-        linear, weight, activation, transforms=transforms, grid=grid, codes=codes
-    )
 
 
 def output_error(weight: Tensor, rounded: Tensor, hessian: Tensor) -> float:

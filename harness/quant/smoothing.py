@@ -29,7 +29,7 @@ LOWEST, HIGHEST = 1e-5, 1e5
 
 @dataclass(kw_only=True, slots=True)
 class InputSummary:
-    """What is kept of a shared input over the calibration samples.
+    """What is kept of an input over the calibration samples.
 
     Attributes:
         peak: Maximum over all tokens of |x_j|, ``[in_features]``.
@@ -45,12 +45,6 @@ class InputSummary:
     parts: list[Tensor]
     hessian: Hessian | None
 
-    @property
-    def mean(self) -> Tensor:
-        """Mean over all tokens of |x_j|, ``[in_features]``."""
-        return self.total / self.count
-
-    @property
     def tokens(self) -> Tensor:
         """The kept tokens, ``[kept, in_features]``."""
         return torch.cat(self.parts)
@@ -90,38 +84,41 @@ def summarise_inputs(
     second_moment: bool,
     generator: torch.Generator,
 ) -> dict[str, InputSummary]:
-    """Run a block on every sample and summarise the inputs of its groups, in one pass.
+    """Run a block on every sample and summarise the inputs of its linears, in one pass.
 
     Args:
         block: Full-precision block.
         family: Its facts.
         groups: Groups of interest.
         inputs: Block inputs.
-        tokens: Tokens of each input kept over all samples, at most; 0 keeps none.
+        tokens: Tokens of each input kept over all samples, about; 0 keeps none.
         second_moment: Keep Hessians.
         generator: Draws the tokens.
 
     Returns:
-        Summaries by group.
+        Summaries by name of the linear; linears that read the same tensor share one.
     """
-    by_linear = {group.linears[0]: group.name for group in groups}
+    observed = [linear for group in groups for linear in group.observed]
     keep = -(-tokens // len(inputs))
     found: dict[str, InputSummary] = {}
 
     def see(linear: str, x: Tensor) -> None:
         rows = x.reshape(-1, x.shape[-1]).float()
-        name = by_linear[linear]
-        if name not in found:
+        if linear not in found:
             width, device = rows.shape[1], rows.device
             zeros = torch.zeros(width, device=device)
             hessian = Hessian(width, device) if second_moment else None
-            found[name] = InputSummary(peak=zeros, total=zeros, parts=[], hessian=hessian)
-        found[name].add(rows, keep, generator)
+            found[linear] = InputSummary(peak=zeros, total=zeros, parts=[], hessian=hessian)
+        found[linear].add(rows, keep, generator)
 
-    with observing(block, list(by_linear), see):
+    with observing(block, observed, see):
         for given in inputs:
             run_block(block, family, given)
-    return found
+    return {
+        linear: found[linear if group.split else group.linears[0]]
+        for group in groups
+        for linear in group.linears
+    }
 
 
 def smoothing_scale(activation: Tensor, weight: Tensor, alpha: float) -> Tensor:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from harness.quant.activation import ActivationSpec
-from harness.quant.gptq import Hessian, gptq, gptq_current_groups, gptq_linear, output_error
+from harness.quant.gptq import Hessian, gptq, gptq_current_groups, output_error
+from harness.quant.gptq_linear import gptq_linear
 from harness.quant.grid import Affine, decode, encode, expand, weight_grid
 from harness.quant.linear import WeightSpec
 from harness.quant.transform import Hadamard
