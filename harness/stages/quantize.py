@@ -17,7 +17,8 @@ from harness.models.families.base import linear_at, target_linears
 from harness.models.sample import denoise, denoiser_step
 from harness.quant.artifact import artifact_bytes, save_artifact
 from harness.quant.calibration import CalibrationPool
-from harness.quant.layers import quantized_layers
+from harness.quant.layers import compact, quantized_layers
+from harness.quant.low_rank import LowRank
 from harness.quant.switch import SwitchedLinear
 from harness.stages.memory import peak_memory
 
@@ -42,7 +43,8 @@ class Footprint:
         target_parameters: Weights in them.
         total_parameters: All parameters of the denoiser.
         quantized_parameters: Weights in quantized linears.
-        avg_w_bits: Mean width over all parameters of the denoiser, the unquantized counted as 16.
+        avg_w_bits: Mean width over all parameters of the denoiser, the unquantized counted as 16;
+            what low-rank branches store counts on top.
         avg_a_bits: Mean activation width over the multiplications of the target linears.
         avg_a_bits_by_choice: The same with all switched linears held at each of their forms; empty
             without a step policy. A trajectory's mean is that over the forms of its steps.
@@ -170,6 +172,7 @@ def _footprint(
     layers = {layer.name: layer for layer in report.layers}
     quantized = sum(sizes[name] for name in layers)
     stored = sum(sizes[name] * layer.w_bits for name, layer in layers.items())
+    stored += branch_bits(pipeline.transformer)
     work = _multiplications(pipeline, gen, list(sizes), sizes)
     widths = {n: layers[n].a_bits if n in layers else float(IDENTITY_WIDTH) for n in sizes}
 
@@ -189,6 +192,17 @@ def _footprint(
         fp16_bytes=2 * total,
         artifact_bytes=disk,
     )
+
+
+def branch_bits(transformer: nn.Module) -> int:
+    """Bits that low-rank branches store; a projection that linears share counts once."""
+    held = {
+        value.data_ptr(): 8 * compact(value).nbytes
+        for branch in transformer.modules()
+        if isinstance(branch, LowRank)
+        for value in branch.buffers()
+    }
+    return sum(held.values())
 
 
 def _a_bits_by_choice(transformer: nn.Module) -> list[dict[str, float]]:
