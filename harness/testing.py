@@ -1,7 +1,8 @@
 """What every method must pass.
 
-Subclass ``MethodConformance`` in a test file and give it your method. The battery runs on a
-miniature pipeline with random weights, so it takes seconds and needs no download.
+Subclass ``MethodConformance`` in a test file and give it your method; ``FamilyConformance`` is the
+short form that runs it on another family. Both run on miniature pipelines with random weights, so
+they take seconds and need no download.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,84 +21,58 @@ from torch import Tensor, nn
 from harness.bits import IDENTITY_WIDTH, BitSpec
 from harness.errors import CalibrationForbiddenError
 from harness.method import Method, QuantContext, QuantReport
+from harness.miniatures import GENS, MINIATURES, TINY_GEN, WORDS
 from harness.models.families import family as family_by_name
 from harness.models.families.base import target_linears
-from harness.quant.artifact import load_artifact_
 from harness.quant.calibration import CalibrationPool, Sample, record_pool
-from harness.spec import GenSpec, Prompt
+from harness.spec import Prompt
 from harness.stages.quantize import quantize
 from harness.stages.verify import verify
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from diffusers import DiffusionPipeline
 
-WORDS = (
-    *("a", "on", "the", "to", "background", "red", "green", "blue", "yellow", "circle", "square"),
-    *("triangle", "cross", "white", "black", "striped", "checkered", "moves", "moving", "left"),
-    *("right", "up", "down", "grows", "shrinks", "rotates", "stands", "still"),
-)
-TINY_GEN = GenSpec(height=32, width=32, frames=9, fps=8, steps=4, guidance=4.0, max_text_tokens=8)
+__all__ = [
+    "MINIATURES",
+    "PROMPTS",
+    "TINY_GEN",
+    "WORDS",
+    "Bench",
+    "FamilyConformance",
+    "MethodConformance",
+    "tiny_pipeline",
+    "widths_of",
+]
+
 PROMPTS = (
     Prompt(id="c0", text="a red circle moving left on a white background"),
     Prompt(id="c1", text="a blue square grows"),
     Prompt(id="c2", text="the cross rotates"),
 )
+NARROW = ("w4a4", "w4a6", "w4a8", "w4a16", "w8a8", "w8a16")
+WIDE = ("w8a8", "w8a16")
 
 
-def tiny_pipeline(seed: int = 0) -> DiffusionPipeline:
-    """Build a random-weight miniature ``CogVideoXPipeline``.
+def tiny_pipeline(seed: int = 0, family: str = "cogvideox") -> DiffusionPipeline:
+    """Build the random-weight miniature of a family."""
+    return MINIATURES[family](seed)
 
-    Two blocks of two heads of 16, clips of 9 frames of 32x32, latents [1, 3, 4, 8, 8].
+
+def widths_of(method: Method, family: str) -> tuple[str, ...]:
+    """Widths a method is tested at, the narrow one first.
+
+    They are the method's own ``widths`` where it has any, else the narrowest and the widest of the
+    usual ones that it supports on the family.
     """
-    from diffusers import (
-        AutoencoderKLCogVideoX,
-        CogVideoXDDIMScheduler,
-        CogVideoXPipeline,
-        CogVideoXTransformer3DModel,
-    )
-    from transformers import T5Config, T5EncoderModel, T5Tokenizer
+    own: tuple[str, ...] = getattr(method, "widths", ())
 
-    torch.manual_seed(seed)
-    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
-    vocab += [(f"▁{word}", -1.0) for word in sorted(set(WORDS))]
-    length = TINY_GEN.max_text_tokens
-    tokenizer = T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=length)
-    encoder = T5EncoderModel(
-        T5Config(
-            vocab_size=len(vocab), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2,
-            feed_forward_proj="gated-gelu", pad_token_id=0, eos_token_id=1,
-        )
-    )  # fmt: skip
-    vae = AutoencoderKLCogVideoX(
-        down_block_types=("CogVideoXDownBlock3D",) * 3,
-        up_block_types=("CogVideoXUpBlock3D",) * 3,
-        block_out_channels=(8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=4,
-        temporal_compression_ratio=4, sample_height=32, sample_width=32, scaling_factor=1.0,
-    )  # fmt: skip
-    transformer = CogVideoXTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4,
-        time_embed_dim=8, text_embed_dim=16, num_layers=2, sample_width=8, sample_height=8,
-        sample_frames=9, patch_size=2, temporal_compression_ratio=4, max_text_seq_length=length,
-    )  # fmt: skip
-    with torch.no_grad():
-        # Fresh modulation and output layers are nearly zero: every clip would look alike.
-        for name, value in transformer.named_parameters():
-            if value.ndim == 2:
-                value.normal_(0.0, value.shape[1] ** -0.5)
-            elif name.endswith("bias"):
-                value.normal_(0.0, 0.02)
-    scheduler = CogVideoXDDIMScheduler(
-        prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
-    )
-    pipeline = CogVideoXPipeline(
-        tokenizer=tokenizer, text_encoder=encoder, vae=vae, transformer=transformer,
-        scheduler=scheduler,
-    )  # fmt: skip
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.transformer.eval().requires_grad_(False)
-    return pipeline
+    def supported(names: tuple[str, ...]) -> list[str]:
+        return [n for n in names if method.supports(family, BitSpec.parse(n)) is None]
+
+    if own:
+        return tuple(supported(own))
+    narrow, wide = supported(NARROW)[:1], supported(WIDE)[:1]
+    return tuple(dict.fromkeys(narrow + wide))
 
 
 def _silent(fraction: float, text: str) -> None:
@@ -134,20 +111,46 @@ class Bench:
         self, method: Method, options: dict[str, Any], bits: str, name: str
     ) -> tuple[nn.Module, Path, QuantReport]:
         """Quantize a copy; return it with its artifact folder and report."""
-        out = self.folder / f"{method.name}-{bits}-{name}"
-        out.mkdir()
+        unsupported = method.supports(self.family, BitSpec.parse(bits))
+        if unsupported is not None:
+            pytest.skip(f"{method.name} {bits} on {self.family}: {unsupported.reason}")
+        out = Path(tempfile.mkdtemp(prefix=f"{method.name}-{bits}-{name}-", dir=self.folder))
         copied = copy.copy(self.pipeline)
         copied.register_modules(transformer=copy.deepcopy(self.pipeline.transformer))
         report = quantize(
             copied, method, bits=BitSpec.parse(bits), options=options, family=self.family,
-            gen=TINY_GEN, pool=self.pool.folder if method.needs_calibration else None,
+            gen=GENS[self.family], pool=self.pool.folder if method.needs_calibration else None,
             seed=0, out=out, progress=_silent,
         )  # fmt: skip
         return copied.transformer, out, report
 
+    def verify(self, artifact: Path, bits: str) -> nn.Module:
+        """Check an artifact against what was declared; return the denoiser it was loaded into."""
+        fresh = copy.copy(self.pipeline)
+        fresh.register_modules(transformer=copy.deepcopy(self.pipeline.transformer))
+        verify(fresh, artifact, family=self.family, bits=BitSpec.parse(bits), fresh=True)
+        loaded: nn.Module = fresh.transformer
+        return loaded
 
-class MethodConformance:
-    """The battery. A subclass gives ``method`` as a fixture, and ``options`` to make it quick."""
+
+def make_bench(family: str, folder: Path) -> Bench:
+    """Record the trajectories of a family's miniature in an empty folder."""
+    pipeline = tiny_pipeline(family=family)
+    (folder / "pool").mkdir()
+    pool = record_pool(
+        pipeline, PROMPTS, GENS[family], seed=0, folder=folder / "pool", progress=_silent
+    )
+    return Bench(pipeline=pipeline, family=family, pool=pool, folder=folder)
+
+
+_BENCHES: dict[str, Bench] = {}
+
+
+class FamilyConformance:
+    """The short battery. A subclass gives ``method`` and ``family``, and ``options`` to be quick.
+
+    Three things are made: the identity, the narrow and the wide width of ``widths_of``.
+    """
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -167,22 +170,35 @@ class MethodConformance:
 
     @pytest.fixture(scope="class")
     @classmethod
-    def bench(cls, tmp_path_factory: pytest.TempPathFactory) -> Bench:
-        """The miniature."""
-        pipeline, folder = tiny_pipeline(), tmp_path_factory.mktemp("conformance")
-        (folder / "pool").mkdir()
-        pool = record_pool(
-            pipeline, PROMPTS, TINY_GEN, seed=0, folder=folder / "pool", progress=_silent
-        )
-        return Bench(pipeline=pipeline, family="cogvideox", pool=pool, folder=folder)
+    def family(cls) -> str:
+        """The family it runs on."""
+        return "cogvideox"
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def bench(cls, family: str, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+        """The miniature; its trajectories are recorded once for all methods."""
+        if family not in _BENCHES:
+            _BENCHES[family] = make_bench(family, tmp_path_factory.mktemp(family))
+        return _BENCHES[family]
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def widths(cls, method: Method, family: str) -> tuple[str, ...]:
+        """Widths, the narrow one first; a method that supports none has nothing to pass."""
+        found = widths_of(method, family)
+        if not found:
+            refused = method.supports(family, BitSpec.parse("w4a4"))
+            pytest.skip(f"{method.name} on {family}: {refused.reason if refused else 'no width'}")
+        return found
 
     @pytest.fixture(scope="class")
     @classmethod
     def made(
-        cls, bench: Bench, method: Method, options: dict[str, Any]
+        cls, bench: Bench, method: Method, options: dict[str, Any], widths: tuple[str, ...]
     ) -> tuple[nn.Module, Path, QuantReport]:
-        """The miniature at w4a4."""
-        return bench.quantize(method, options, "w4a4", "made")
+        """The miniature at the narrow width."""
+        return bench.quantize(method, options, widths[0], "made")
 
     def test_identity_quantizers_leave_the_model_as_it_was(
         self, bench: Bench, method: Method, options: dict[str, Any]
@@ -191,32 +207,31 @@ class MethodConformance:
         transformer, _, _ = bench.quantize(method, options, "w16a16", "identity")
         assert bench.error(transformer) < 1e-9
 
-    def test_eight_bits_are_closer_than_four(
+    def test_more_bits_are_closer(
         self,
         bench: Bench,
         method: Method,
         options: dict[str, Any],
         made: tuple[nn.Module, Path, QuantReport],
+        widths: tuple[str, ...],
     ) -> None:
         """The error falls with the width, and is there at all."""
-        eight, _, _ = bench.quantize(method, options, "w8a8", "eight")
-        assert 0 < bench.error(eight) < bench.error(made[0])
+        assert bench.error(made[0]) > 0
+        if len(widths) == 1:
+            pytest.skip(f"{method.name} has one width, {widths[0]}")
+        wide, _, _ = bench.quantize(method, options, widths[1], "wide")
+        assert 0 < bench.error(wide) < bench.error(made[0])
 
-    def test_the_artifact_is_what_was_declared(
-        self, bench: Bench, made: tuple[nn.Module, Path, QuantReport]
+    def test_the_artifact_is_what_was_declared_and_loads_to_the_same_bits(
+        self, bench: Bench, made: tuple[nn.Module, Path, QuantReport], widths: tuple[str, ...]
     ) -> None:
-        """Every target once, declared widths, at most 2^b levels, stable codes."""
-        fresh = copy.copy(bench.pipeline)
-        fresh.register_modules(transformer=copy.deepcopy(bench.pipeline.transformer))
-        verify(fresh, made[1], family=bench.family, bits=BitSpec.parse("w4a4"), fresh=True)
-
-    def test_a_loaded_artifact_computes_the_same_bits(
-        self, bench: Bench, made: tuple[nn.Module, Path, QuantReport]
-    ) -> None:
-        """Save, load, compare bit for bit."""
-        loaded = copy.deepcopy(bench.pipeline.transformer)
-        load_artifact_(loaded, made[1])
+        """Every target once, declared widths, at most 2^b levels; then compared bit for bit."""
+        loaded = bench.verify(made[1], widths[0])
         assert torch.equal(bench.output(loaded), bench.output(made[0]))
+
+
+class MethodConformance(FamilyConformance):
+    """The whole battery. A subclass gives ``method``, and ``options`` to make it quick."""
 
     def test_the_same_seed_gives_the_same_artifact(
         self,
@@ -224,9 +239,10 @@ class MethodConformance:
         method: Method,
         options: dict[str, Any],
         made: tuple[nn.Module, Path, QuantReport],
+        widths: tuple[str, ...],
     ) -> None:
         """Nothing but the seed decides."""
-        _, again, _ = bench.quantize(method, options, "w4a4", "again")
+        _, again, _ = bench.quantize(method, options, widths[0], "again")
         for name in ("weights.safetensors", "artifact.json"):
             digests = [
                 hashlib.sha256((f / name).read_bytes()).hexdigest() for f in (made[1], again)
@@ -243,14 +259,15 @@ class MethodConformance:
         bench: Bench,
         method: Method,
         made: tuple[nn.Module, Path, QuantReport],
+        widths: tuple[str, ...],
     ) -> None:
-        """Complete by itself."""
-        report = made[2]
+        """Complete by itself; widths other than the nominal ones are explained."""
+        report, bits = made[2], BitSpec.parse(widths[0])
         targets = target_linears(family_by_name(bench.family), bench.pipeline.transformer)
         assert {layer.name for layer in report.layers} == set(targets)
         for layer in report.layers:
-            assert layer.w_bits == 4
-            assert layer.a_bits == (IDENTITY_WIDTH if targets[layer.name].modulation else 4)
+            nominal = IDENTITY_WIDTH if targets[layer.name].modulation else bits.a
+            assert report.mixed or (layer.w_bits, layer.a_bits) == (bits.w, nominal)
         assert report.execution
         assert (report.calibration_samples > 0) == method.needs_calibration
         assert (report.calibration_forwards > 0) == method.needs_calibration
