@@ -85,7 +85,8 @@ class QVDiTOptions:
         batch: Samples an iteration.
         lr_step: Learning rate of the weight steps.
         lr_estimator: Learning rate of the estimator.
-        rate_scale: Factor on both rates, for runs with fewer iterations than the paper's.
+        stretch: With fewer iterations than the paper's, multiply both rates by the ratio, so that
+            parameters may travel as far.
         gamma: Weight of TMD; 0 leaves it out.
         estimator: Train the token-aware estimator; False leaves the learned steps alone.
         gain: Give the estimator its gain per frame M; False is the paper's ablation without M.
@@ -108,7 +109,7 @@ class QVDiTOptions:
     batch: int = PAPER_BATCH
     lr_step: float = 1e-6  # Q-VDiT, implementation details
     lr_estimator: float = 1e-5  # Q-VDiT, implementation details
-    rate_scale: float = 1.0
+    stretch: bool = False
     gamma: float = 100.0  # Q-VDiT, implementation details
     estimator: bool = True
     gain: bool = True
@@ -127,7 +128,7 @@ class QVDiTOptions:
         """
         for option in ("samples", "timesteps", "batch", "grid_points"):
             check_range(option, getattr(self, option), 1)
-        for option in ("lr_step", "lr_estimator", "rate_scale", "gamma", "inner_rank"):
+        for option in ("lr_step", "lr_estimator", "gamma", "inner_rank"):
             check_range(option, getattr(self, option), 0)
         check_range("iterations", self.iterations, BY_PAPER)
         check_range("ff_bits", self.ff_bits, 0, 8)
@@ -328,6 +329,14 @@ class _Run:
             mixed=self.mixed(),
         )
 
+    @property
+    def rate_factor(self) -> float:
+        """Factor on both learning rates."""
+        paper = paper_iterations(self.ctx.bits.w)
+        if not self.options.stretch or not 0 < self.iterations < paper:
+            return 1.0
+        return paper / self.iterations
+
     def widths(self, name: str) -> BitSpec:
         """Widths of a linear: the nominal ones, or those of the feed-forward network."""
         nominal, group = self.ctx.bits, self.targets[name]
@@ -409,11 +418,11 @@ class _Run:
         groups = [
             {
                 "params": [p for layer in layers.values() for p in layer.steps()],
-                "lr": options.lr_step * options.rate_scale,
+                "lr": options.lr_step * self.rate_factor,
             },
             {
                 "params": [p for layer in layers.values() for p in layer.corrections()],
-                "lr": options.lr_estimator * options.rate_scale,
+                "lr": options.lr_estimator * self.rate_factor,
             },
         ]
         return train_denoiser(
@@ -431,7 +440,7 @@ class _Run:
         options, found = self.options, []
         paper = paper_iterations(self.ctx.bits.w)
         if not self.ctx.bits.is_identity and self.iterations * options.batch < paper * PAPER_BATCH:
-            rates = f" at {options.rate_scale:g} x its rates" if options.rate_scale != 1 else ""
+            rates = f" at {self.rate_factor:g} x its rates" if self.rate_factor != 1 else ""
             found.append(
                 f"trained for {self.iterations} iterations of {options.batch}{rates}, "
                 f"{paper} of {PAPER_BATCH} in the paper"
