@@ -120,7 +120,7 @@ _DEVIATIONS = (
         "cross-attention query, feed-forward input); the second feed-forward linear follows the "
         "first, text keys and values follow their query, the linears of a text stream those of "
         "the video stream",
-        why="the paper treats language models; the dependency pairs elements of neighbours, so they "
+        why="the paper treats language models; the dependency pairs elements of neighbours, which "
         "must have one shape",
     ),
     Deviation(
