@@ -24,7 +24,7 @@ from harness.quant.capture import first_block_inputs, run_block, split_branches
 from harness.quant.clip import search_clip
 from harness.quant.linear import QuantLinear, WeightSpec, quantize_linear
 from harness.quant.samples import uniform_samples
-from harness.testing import PROMPTS, TINY_GEN, tiny_pipeline
+from harness.testing import PROMPTS, TINY_GEN, make_bench, tiny_pipeline
 from methods.qvlm import QVLM, RATIOS, QVLMOptions
 from methods.qvlm_blocks import (
     conditional_entropy,
@@ -38,6 +38,7 @@ from methods.qvlm_blocks import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 FAMILY = family("cogvideox")
 
@@ -373,3 +374,39 @@ def test_sixteen_bits_are_neither_searched_nor_clipped(
 def test_a_longer_block_than_the_papers_is_refused() -> None:
     with pytest.raises(UsageError, match="length"):
         QVLMOptions(length=4)
+
+
+def test_the_linears_of_other_families_follow_their_nodes() -> None:
+    hunyuan = family("hunyuanvideo")
+    found = nodes_of(hunyuan, tiny_pipeline(family="hunyuanvideo").transformer)
+    dual = [[g.name for g in n.groups] for n in found if n.block == 0]
+    assert dual == [
+        ["attn_in", "text_attn_in"], ["attn_out"],
+        ["ff_in", "ff_out", "text_ff_in", "text_ff_out"],
+    ]  # fmt: skip
+    assert [g.name for g in found[-1].groups] == ["attn_in", "attn_ff_out"]
+    wan = nodes_of(family("wan"), tiny_pipeline(family="wan").transformer)
+    assert [g.name for g in wan[2].groups] == ["cross_q_in", "cross_text_in", "cross_out"]
+
+
+@pytest.mark.parametrize("name", ["hunyuanvideo", "latte"])
+def test_a_block_of_nodes_ends_where_streams_merge_or_tokens_are_rearranged(
+    name: str, tmp_path: Path
+) -> None:
+    bench = make_bench(name, tmp_path)
+    options = {"samples": 2, "search_samples": 2, "partition": "fixed"}
+    transformer, artifact, report = bench.quantize(QVLM(), options, "w4a4", "fixed")
+    facts = family(name)
+    nodes = nodes_of(facts, bench.pipeline.transformer)
+    ends = []
+    for k, (a, b) in enumerate(itertools.pairwise(nodes)):
+        kinds = [facts.blocks(bench.pipeline.transformer)[n.block][0].split(".")[0] for n in (a, b)]
+        if kinds[0] != kinds[1]:
+            ends.append(k)
+    assert ends
+    undefined = [k for k, d in enumerate(report.curves["dependency"]) if math.isnan(d)]
+    assert undefined == ends
+    last = itertools.accumulate(report.curves["block_length"])
+    assert {float(k + 1) for k in ends} <= set(last)
+    loaded = bench.verify(artifact, "w4a4")
+    assert torch.equal(bench.output(loaded), bench.output(transformer))

@@ -23,7 +23,7 @@ from harness.quant.linear import WeightSpec, quantize_linear
 from harness.quant.policy import TimestepPolicy, policy_of
 from harness.quant.switch import SwitchedLinear
 from harness.quant.transform import ChannelScale, Hadamard
-from harness.testing import PROMPTS, TINY_GEN, tiny_pipeline
+from harness.testing import PROMPTS, TINY_GEN, make_bench, tiny_pipeline
 from methods import viditq_mixed as mixed
 from methods.viditq import ViDiTQ, ViDiTQOptions, static_scale
 
@@ -359,3 +359,40 @@ def test_a_width_above_the_budget_is_left_uniform_and_says_so(
     assert policy_of(transformer) is None
     assert {e.w_bits for e in report.layers} == {8}
     assert any("raised nothing" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "groups"),
+    [("latte", {"text", "quality", "motion"}), ("wan", {"text", "quality"})],
+)
+def test_mixed_precision_finds_the_layer_groups_of_other_families_and_verifies(
+    name: str, groups: set[str], tmp_path: Path
+) -> None:
+    other = make_bench(name, tmp_path)
+    found = mixed.layers_of(family(name), other.pipeline.transformer)
+    assert {layer.group for layer in found} == groups
+    by_name = {layer.name.partition(".")[0] + layer.name[-5:]: layer.group for layer in found}
+    if name == "latte":
+        assert by_name["temporal_transformer_blocks attn"] == "motion"
+        assert by_name["transformer_blocks attn"] == "quality"
+        assert by_name["transformer_blockscross"] == "text"
+    options = {"samples": 2, "mixed": "metric-decoupled"}
+    transformer, artifact, report = other.quantize(ViDiTQ(), options, "w4a8", "mixed")
+    assert report.mixed
+    loaded = other.verify(artifact, "w4a8")
+    assert torch.equal(other.output(loaded), other.output(transformer))
+
+
+def test_a_model_without_guidance_branches_is_told_to_choose_another_metric(
+    tmp_path: Path,
+) -> None:
+    other = make_bench("hunyuanvideo", tmp_path)
+    options = {"samples": 2, "mixed": "metric-decoupled"}
+    with pytest.raises(HarnessError, match="unconditional") as refused:
+        other.quantize(ViDiTQ(), options, "w4a8", "refused")
+    assert "text_metric = 'output'" in str(refused.value.hint)
+    _, artifact, report = other.quantize(
+        ViDiTQ(), {**options, "text_metric": "output"}, "w4a8", "told"
+    )
+    assert "text by output" in report.notes[1]
+    other.verify(artifact, "w4a8")
