@@ -76,36 +76,14 @@ def run(folder: Path) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 def artifact(folder: Path) -> None:
     """Print manifest and layers of the artifact in FOLDER."""
-    from harness.quant.artifact import artifact_bytes, read_manifest
+    from harness.cli import inspection
+    from harness.quant.artifact import read_manifest
+    from harness.stages.inspect import inspect
 
-    manifest = read_manifest(folder)
-    about = _without(manifest, "layers", "kept_dtypes")
+    about = _without(read_manifest(folder), "layers", "kept_dtypes", "shared")
     _facts({k: v if isinstance(v, str) else json.dumps(v) for k, v in about.items()})
-    click.echo(f"on disk: {artifact_bytes(folder) / 1e6:.2f} MB")
-    errors = _layer_errors(folder)
-    click.echo(f"\nlayers: {len(manifest['layers'])}")
-    width = max((len(name) for name in manifest["layers"]), default=5)
-    click.echo(f"  {'layer':<{width}}  {'shape':>11}  bits     group  {'error':>9}  transforms")
-    for name, facts in manifest["layers"].items():
-        weight, activation = facts["weight"], facts["activation"]
-        shape = "x".join(str(n) for n in facts["shape"])
-        error = errors.get(name)
-        click.echo(
-            f"  {name:<{width}}  {shape:>11}  w{weight['bits']}a{activation['bits']:<5}"
-            f"  {weight.get('group', 0):>5}  {'-' if error is None else f'{error:.2e}':>9}"
-            f"  {'+'.join(facts['transforms']) or 'none'}"
-        )
-    kept = manifest["kept_dtypes"]
-    click.echo(f"\nkept in high precision: {len(kept)} tensors")
-
-
-def _layer_errors(folder: Path) -> dict[str, float | None]:
-    """Relative output error of each layer from the method's report, where it lies beside."""
-    path = folder / "report.json"
-    if not path.is_file():
-        return {}
-    layers = json.loads(path.read_text(encoding="utf-8")).get("layers", [])
-    return {layer["name"]: layer.get("error") for layer in layers}
+    click.echo("")
+    click.echo(inspection.text(inspect(folder)))
 
 
 def _facts(facts: dict[str, str]) -> None:

@@ -22,8 +22,12 @@ from harness.quant.layers import compact, dtype_name, layer_class, quantized_lay
 from harness.quant.policy import attach_policy_, build_policy, policy_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from diffusers import DiffusionPipeline
     from torch import Tensor, nn
+
+    from harness.quant.layers import QuantizedLayer
 
 SCHEMA = 1
 MANIFEST = "artifact.json"
@@ -97,6 +101,22 @@ def load_artifact_(transformer: nn.Module, folder: Path) -> dict[str, Any]:
         policy = manifest["step_policy"]
         attach_policy_(transformer, build_policy(policy["kind"], policy["facts"]))
     return manifest
+
+
+def stored_layers(folder: Path) -> Iterator[tuple[str, QuantizedLayer]]:
+    """Rebuild the quantized layers of an artifact one by one, without a model.
+
+    Raises:
+        HarnessError: The folder is no artifact or has another schema.
+    """
+    manifest = read_manifest(folder)
+    shared: dict[str, str] = manifest.get("shared", {})
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        held = [*file.keys(), *shared]
+        for name, facts in manifest["layers"].items():
+            keys = [k for k in held if k.startswith(f"{name}.")]
+            parts = {k.removeprefix(f"{name}."): file.get_tensor(shared.get(k, k)) for k in keys}
+            yield name, layer_class(facts.get("kind", "linear")).rebuild(facts, parts)
 
 
 def load_quantized(pipeline: DiffusionPipeline, artifact: str | Path) -> DiffusionPipeline:
