@@ -30,6 +30,7 @@ from harness.api import (
 from harness.quant.activation import ActivationSpec
 from harness.quant.apply import MODULATION, activation_of, quantize_linears_
 from harness.quant.bgr import bounded_grid_refinement
+from harness.quant.groups import group_note
 from harness.quant.linear import (
     QuantLinear,
     WeightSpec,
@@ -274,15 +275,14 @@ class _Rounding:
 
     def notes(self) -> list[str]:
         """What the rounding did that the options do not say."""
-        options, found = self.options, []
+        options = self.options
+        found: list[str] = []
         if options.arq == "literal":
             found.append(
                 "ARQ in its literal per-channel form: a simulation that no integer GEMM can run"
             )
-        narrow = {w: fitting_group(w, options.group) for w in sorted(self.rotations)}
-        for width, group in narrow.items():
-            if options.arq == "group" and group != options.group:
-                found.append(f"inputs of width {width} have activation groups of {group} channels")
+        if options.arq == "group":
+            found += group_note(options.group, self.rotations)
         return found
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from harness.bits import BitSpec
 from harness.errors import CalibrationForbiddenError, UsageError
 from harness.method import QuantContext, QuantReport
-from harness.models.families import family
+from harness.models.families import FAMILIES, family
 from harness.models.families.base import InputGroup
 from harness.quant.artifact import load_artifact_
 from harness.quant.hadamard import factors
@@ -23,12 +23,14 @@ from harness.quant.linear import QuantLinear
 from harness.quant.policy import DeltaPolicy, delta_schedule, policy_of
 from harness.quant.switch import SwitchedLinear
 from harness.stages.quantize import quantize
-from harness.testing import TINY_GEN, tiny_pipeline
+from harness.stages.verify import verify
+from harness.testing import GENS, TINY_GEN, tiny_pipeline
 from methods.dvdquant import (
     DVDQuant,
     DVDQuantOptions,
     _Rounding,
     bisect_delta,
+    delta_guided_bit_switching_,
     mean_width,
     output_changes,
 )
@@ -254,6 +256,53 @@ def test_a_given_threshold_is_used_and_only_checked(tmp_path: Path) -> None:
     assert policy.facts()["delta"] == 1e6
     assert report.curves["activation_bits_by_step"] == [8.0, 8.0, 4.0, 4.0]
     assert report.calibration_forwards == 2 * TINY_GEN.steps
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "cogvideox"])
+def test_the_mixture_is_found_and_stored_on_every_family(name: str, tmp_path: Path) -> None:
+    pipeline = tiny_pipeline(family=name)
+    report = quantize(
+        pipeline, DVDQuant(), bits=BitSpec.parse("w4a6"), options={}, family=name, gen=GENS[name],
+        pool=None, seed=0, out=tmp_path, progress=lambda fraction, text: None,
+    )  # fmt: skip
+    assert report.curves["activation_bits_by_step"] == [8.0, 8.0, 4.0, 4.0]
+    verify(
+        tiny_pipeline(family=name), tmp_path, family=name, bits=BitSpec.parse("w4a6"), fresh=True
+    )
+
+
+class Trajectory(nn.Module):
+    """A denoiser whose output follows a script of changes, whatever its input."""
+
+    def __init__(self, changes: list[float]) -> None:
+        super().__init__()
+        levels = torch.tensor([1.0 + c for c in changes]).cumprod(0)
+        self.outputs = levels[:, None].expand(-1, 4)
+
+    def forward(self, *, timestep: torch.Tensor) -> tuple[torch.Tensor]:
+        return (self.outputs[len(self.outputs) - int(timestep)][None],)
+
+    def sample(self, seed: int = 0) -> list[torch.Tensor]:
+        steps = range(len(self.outputs), 0, -1)
+        return [self(timestep=torch.tensor(float(t)))[0][0] for t in steps]
+
+
+def test_a_threshold_that_misses_on_the_quantized_model_is_corrected_there() -> None:
+    little = [0.01 + 0.001 * (i % 5) for i in range(23)]
+    exact = Trajectory([0.0, *little])
+    quantized_model = Trajectory([0.0, *(20 * change for change in little)])
+    context = make_context("w4a6", quantized_model.sample)
+    report = delta_guided_bit_switching_(
+        quantized_model, context, exact.sample(), QuantReport(execution="simulated", layers=())
+    )
+    widths = report.curves["activation_bits_by_step"]
+    assert sum(widths) / len(widths) == pytest.approx(6.0, abs=4 / 24)
+    assert "3 trajectories" in report.notes[-1]
+    policy = policy_of(quantized_model)
+    assert policy is not None
+    assert 0.2 < policy.facts()["delta"] < 0.56  # one change, and two of the largest
+    # without the correction: every change is above the threshold of the full-precision trajectory
+    assert bisect_delta(output_changes(exact.sample()), 6.0) < 0.1
 
 
 @pytest.mark.parametrize(("bits", "word"), [("w4a4", "infinity"), ("w4a8", "= 0"), ("w8a8", "no ")])
