@@ -7,7 +7,7 @@ ported from a language model to a denoiser. In four steps:
 3. The clipping of all layers of a block is searched jointly for the smallest error at the block's
    output (eq. 3), on the inputs that the quantized layers before it deliver.
 4. Everything else is rounded to nearest.
-Layers are the nodes of ``qvlm_blocks``, which has the formulas.
+Layers are the nodes of ``qvlm_blocks``, which has the formulas; ``qvlm_search`` has the search.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ import itertools
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from harness.api import (
-    IDENTITY_WIDTH,
     BitSpec,
     Deviation,
     QuantContext,
@@ -33,10 +32,7 @@ from harness.api import (
 )
 from harness.quant.activation import ActivationSpec, activation_codes
 from harness.quant.apply import MODULATION
-from harness.quant.artifact import replace_module_
 from harness.quant.capture import BRANCHES, BlockInput, observing, run_block
-from harness.quant.clip import search_clip
-from harness.quant.linear import QuantLinear, WeightSpec, quantize_linear
 from harness.quant.options import check_choice, check_range
 from harness.quant.salience import shortage
 from harness.quant.samples import uniform_samples
@@ -49,21 +45,17 @@ from methods.qvlm_blocks import (
     LONGEST,
     conditional_entropy,
     dependency_threshold,
-    joint_search,
     nodes_of,
     over_trajectory,
     partition,
     thin,
 )
+from methods.qvlm_search import PERCENTILES, RATIOS, JointSearch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from harness.models.families.base import InputGroup
     from harness.quant.walk import WalkedBlock
-
-PERCENTILES = (1.0, 0.995, 0.99, 0.985, 0.98)  # Q-VLM: searched clipping percentiles
-RATIOS = (1.0, 0.95, 0.9, 0.85, 0.8)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -222,35 +214,14 @@ class QVLM:
         return _Run(transformer, ctx).quantize_()
 
 
-class Clip(NamedTuple):
-    """Index of a node's activation candidate and of its weight candidate."""
-
-    activation: int = 0
-    weight: int = 0
-
-
-class _Reached(Exception):
-    """The forward pass came to the tensor that was asked for."""
-
-    def __init__(self, value: Tensor) -> None:
-        super().__init__()
-        self.value = value
-
-
 class _Run:
     """One quantization: the state that the two walks share."""
 
     def __init__(self, transformer: nn.Module, ctx: QuantContext) -> None:
         self.transformer, self.ctx, self.family = transformer, ctx, ctx.family
         self.options: QVLMOptions = ctx.options
-        self.blocks = ctx.family.blocks(transformer)
         self.nodes = nodes_of(ctx.family, transformer)
-        self.chosen: dict[int, Clip] = {}
         self.ranges: dict[str, list[tuple[float, float]]] = {}
-        self.originals: dict[str, nn.Linear] = {}
-        self.clips: dict[str, Tensor] = {}
-        self.block_runs = 0
-        self.errors: list[float] = []
 
     def quantize_(self) -> QuantReport:
         """Survey in full precision, partition, search block by block."""
@@ -271,12 +242,13 @@ class _Run:
             self.transformer, self.ctx, searched, branches=options.branches, inputs="quantized",
             verb="searching",
         )  # fmt: skip
+        search = JointSearch(self.transformer, self.ctx, self.nodes, self.ranges)
         for step in walk:
-            self.search_block_(step, pieces)
+            search.search_block_(step, pieces)
         report = walk.report(
-            steps=-(-self.block_runs // len(self.blocks)),
+            steps=-(-search.block_runs // len(self.family.blocks(self.transformer))),
             notes=[*shortage(samples, options.samples), *self.notes(pieces, threshold)],
-            curves=self.curves(dependencies, pieces),
+            curves=self.curves(dependencies, pieces, search),
         )
         return dataclasses.replace(
             report,
@@ -343,154 +315,6 @@ class _Run:
         threshold = dependency_threshold(dependencies, self.options.threshold)
         return partition(dependencies, threshold, self.options.length), threshold
 
-    @torch.no_grad()
-    def search_block_(self, step: WalkedBlock, pieces: Sequence[list[int]]) -> None:
-        """Decide and replace what begins in a transformer block, in place."""
-        here = [piece for piece in pieces if self.nodes[piece[0]].block == step.index]
-        given = list(step.given)
-        targets = [[self.reach(piece, fp) for fp in step.inputs] for piece in here]
-        for group in block_groups(self.family, step.block, self.options.modulation):
-            if group.modulation:
-                self.quantize_group_(step.index, group, Clip(), IDENTITY_WIDTH)
-        for i in self.members(step.index):  # decided where their piece began
-            if i in self.chosen:
-                self.set_(i, self.chosen[i])
-        for piece, target in zip(here, targets, strict=True):
-            self.search_(piece, given, target)
-            for i in piece:
-                if self.nodes[i].block != step.index:
-                    self.restore_(i)
-        self.forget(step.name)
-
-    def search_(
-        self, piece: Sequence[int], given: Sequence[BlockInput], target: Sequence[Sequence[Tensor]]
-    ) -> None:
-        """Joint search of the clipping of a block of nodes; leaves the best in place."""
-        bits, options = self.ctx.bits, self.options
-        activations = 1 if bits.a == IDENTITY_WIDTH else len(RATIOS)
-        weights = 1 if bits.w == IDENTITY_WIDTH or options.search != "both" else len(RATIOS)
-        sizes = [activations] * len(piece) + [weights] * len(piece)
-        scale = sum(float(t.square().sum()) for sample in target for t in sample)
-        measured: dict[tuple[int, ...], float] = {}
-
-        def error(choice: tuple[int, ...]) -> float:
-            if choice not in measured:
-                self.set_piece_(piece, choice)
-                found = [self.reach(piece, one) for one in given]
-                measured[choice] = sum(
-                    float((a - b).square().sum())
-                    for sample, exact in zip(found, target, strict=True)
-                    for a, b in zip(sample, exact, strict=True)
-                ) / max(scale, torch.finfo(torch.float32).tiny)
-            return measured[choice]
-
-        best = (0,) * len(sizes) if max(sizes) == 1 else joint_search(sizes, error)
-        self.set_piece_(piece, best)
-        self.errors.append(measured.get(best, math.nan))
-
-    def reach(self, piece: Sequence[int], given: BlockInput) -> list[Tensor]:
-        """Output of a block of nodes: the next node's input, or the transformer block's output."""
-        first, last = self.nodes[piece[0]].block, self.nodes[piece[-1]].block
-        for index in range(first, last):
-            self.block_runs += 1
-            out = run_block(self.blocks[index][1], self.family, given)
-            given = self.family.advance(self.transformer, index, given.with_streams(out), out)
-        self.block_runs += 1
-        following = piece[-1] + 1
-        block = self.blocks[last][1]
-        if following == len(self.nodes) or self.nodes[following].block != last:
-            return [thin(v).float() for v in run_block(block, self.family, given).values()]
-
-        def stop(_: str, x: Tensor) -> None:
-            raise _Reached(x)
-
-        try:
-            with observing(block, [self.nodes[following].head], stop):
-                run_block(block, self.family, given)
-        except _Reached as reached:
-            return [thin(reached.value).float()]
-        raise RuntimeError(f"'{self.nodes[following].head}' was not run by its block")
-
-    def members(self, block: int) -> list[int]:
-        """Nodes of a transformer block."""
-        return [i for i, node in enumerate(self.nodes) if node.block == block]
-
-    def set_piece_(self, piece: Sequence[int], choice: Sequence[int]) -> None:
-        """Put every node of a block at its candidates."""
-        for i, a, w in zip(piece, choice[: len(piece)], choice[len(piece) :], strict=True):
-            if self.chosen.get(i) != Clip(a, w) or not self.in_place(i):
-                self.set_(i, Clip(a, w))
-
-    def in_place(self, i: int) -> bool:
-        """Whether a node's linears are quantized at the moment."""
-        _, block = self.blocks[self.nodes[i].block]
-        return isinstance(block.get_submodule(self.nodes[i].head), QuantLinear)
-
-    def set_(self, i: int, clip: Clip) -> None:
-        """Quantize the linears of a node at a clip, in place; round only what changed."""
-        stale = self.chosen.get(i, clip).weight != clip.weight
-        for group in self.nodes[i].groups:
-            self.quantize_group_(self.nodes[i].block, group, clip, self.ctx.bits.a, stale=stale)
-        self.chosen[i] = clip
-
-    def quantize_group_(
-        self, index: int, group: InputGroup, clip: Clip, bits: int, *, stale: bool = True
-    ) -> None:
-        """Quantize the linears that read one input, in place.
-
-        Args:
-            index: Transformer block.
-            group: The linears.
-            clip: Candidates.
-            bits: Activation width.
-            stale: Round weights again that are quantized already.
-        """
-        name, block = self.blocks[index]
-        spec = self.activation(f"{name}.{group.name}", clip.activation, bits)
-        for linear in group.linears:
-            module = block.get_submodule(linear)
-            if isinstance(module, QuantLinear) and not stale:
-                module.activation_spec = spec
-            else:
-                rounded = self.rounded(f"{name}.{linear}", module, clip, spec)
-                replace_module_(block, linear, rounded)
-
-    def rounded(
-        self, name: str, module: nn.Module, clip: Clip, activation: ActivationSpec
-    ) -> QuantLinear:
-        """Round a linear; its range begins at the least squared error."""
-        weight = WeightSpec(bits=self.ctx.bits.w, symmetric=False)
-        if name not in self.originals:
-            self.originals[name] = cast("nn.Linear", module)
-            if weight.bits != IDENTITY_WIDTH:
-                value = self.originals[name].weight.detach().float()
-                self.clips[name] = search_clip(value, weight.bits, symmetric=False)
-        factor = self.clips[name] * RATIOS[clip.weight] if name in self.clips else 1.0
-        return quantize_linear(self.originals[name], weight, activation, clip=factor)
-
-    def activation(self, group: str, candidate: int, bits: int) -> ActivationSpec:
-        """Quantizer of an input at one of its candidates."""
-        if bits == IDENTITY_WIDTH:
-            return ActivationSpec(bits=IDENTITY_WIDTH)
-        if self.options.activations == "static":
-            low, high = self.ranges[group][candidate]
-            return ActivationSpec(bits=bits, symmetric=False, static_low=low, static_high=high)
-        ratio = RATIOS[candidate]
-        return ActivationSpec(bits=bits, symmetric=False, clip_low=ratio, clip_high=ratio)
-
-    def restore_(self, i: int) -> None:
-        """Put the full-precision linears of a node back; its clip stays chosen."""
-        name, block = self.blocks[self.nodes[i].block]
-        for group in self.nodes[i].groups:
-            for linear in group.linears:
-                replace_module_(block, linear, self.originals[f"{name}.{linear}"])
-
-    def forget(self, block: str) -> None:
-        """Let the full-precision weights of a decided transformer block go."""
-        for name in [n for n in self.originals if n.startswith(f"{block}.")]:
-            del self.originals[name]
-            self.clips.pop(name, None)
-
     def notes(self, pieces: Sequence[list[int]], threshold: float) -> list[str]:
         """What the partition looks like, and what was left out."""
         counts = [sum(len(p) == n for p in pieces) for n in range(1, LONGEST + 1)]
@@ -502,17 +326,20 @@ class _Run:
         ]
 
     def curves(
-        self, dependencies: Sequence[float | None], pieces: Sequence[list[int]]
+        self,
+        dependencies: Sequence[float | None],
+        pieces: Sequence[list[int]],
+        search: JointSearch,
     ) -> dict[str, list[float]]:
         """Dependencies, block lengths, chosen candidates, errors."""
-        static = self.options.activations == "static"
-        grid = PERCENTILES if static else RATIOS
+        grid = PERCENTILES if self.ranges else RATIOS
+        chosen = [search.chosen[i] for i in range(len(self.nodes))]
         return {
             "dependency": [math.nan if d is None else d for d in dependencies],
             "block_length": [float(len(piece)) for piece in pieces],
-            "activation_clip": [grid[c.activation] for _, c in sorted(self.chosen.items())],
-            "weight_clip": [RATIOS[c.weight] for _, c in sorted(self.chosen.items())],
-            "block_error": self.errors,
+            "activation_clip": [grid[c.activation] for c in chosen],
+            "weight_clip": [RATIOS[c.weight] for c in chosen],
+            "block_error": search.errors,
         }
 
 

@@ -371,8 +371,8 @@ class _Run:
                 *notes,
                 f"weights average {plan.average:.2f} bits over token linears and steps (budget "
                 f"{options.average_bits:g}): {plan.summary(layers)}",
-                f"layers ranked on calibration samples: {metrics}; names are proxies on the "
-                "denoiser's output, not the paper's CLIPScore, DOVER and flow score",
+                f"layers ranked on calibration samples: {metrics}; {', '.join(mixed.METRICS)} are "
+                "proxies on the denoiser's output for the paper's DOVER, CLIPScore and flow score",
                 f"the sensitivity took {measured.evaluations} denoiser evaluations of "
                 f"{pool.branches} branches: {len(layers)} layers x {mixed.QUARTERS} quarters x "
                 f"{options.sensitivity_samples} samples, and full precision",

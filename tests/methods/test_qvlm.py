@@ -25,7 +25,7 @@ from harness.quant.clip import search_clip
 from harness.quant.linear import QuantLinear, WeightSpec, quantize_linear
 from harness.quant.samples import uniform_samples
 from harness.testing import PROMPTS, TINY_GEN, make_bench, tiny_pipeline
-from methods.qvlm import QVLM, RATIOS, QVLMOptions
+from methods.qvlm import QVLM, QVLMOptions
 from methods.qvlm_blocks import (
     conditional_entropy,
     dependency_threshold,
@@ -35,6 +35,7 @@ from methods.qvlm_blocks import (
     partition,
     thin,
 )
+from methods.qvlm_search import RATIOS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -269,6 +269,24 @@ def test_linears_that_share_an_input_share_scale_and_signs(
     assert len(block.norm1.linear.transforms) == 0
 
 
+def test_the_statistic_is_the_channel_maximum_over_tokens_and_timesteps(
+    bench: tuple[nn.Module, CalibrationPool],
+) -> None:
+    transformer, _ = quantized(bench, samples=12, branches="both")  # the whole pool
+    block = bench[0].transformer_blocks[0]
+    seen: list[torch.Tensor] = []
+    handle = block.attn1.to_q.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    for sample in bench[1].samples():
+        with torch.no_grad():
+            bench[0](**bench[1].call(sample).arguments)
+    handle.remove()
+    peak = torch.cat([x.reshape(-1, 32) for x in seen]).abs().amax(0)
+    weights = [block.attn1.to_q.weight, block.attn1.to_k.weight, block.attn1.to_v.weight]
+    expected = static_scale(peak, torch.cat(weights).detach().abs().amax(0), 0.11)
+    got = transformer.transformer_blocks[0].attn1.to_v.transforms[0].scale
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=0)  # stored in half precision
+
+
 @pytest.mark.parametrize(
     "options",
     [{"scale": False}, {"rotate": False}, {"balanced": "attention"}, {"alpha": 0.5},
