@@ -1,0 +1,17 @@
+"""One miniature for all tests of baselines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.tiny_bench import make_bench
+
+if TYPE_CHECKING:
+    from harness.testing import Bench
+
+
+@pytest.fixture(scope="session")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return make_bench(tmp_path_factory.mktemp("baselines"))
