@@ -1,33 +1,18 @@
-"""A miniature with recorded trajectories, for tests of single methods."""
+"""What tests of single methods need besides the bench of the conformance battery."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from harness.models.families import family
 from harness.models.families.base import linear_at
-from harness.quant.calibration import record_pool
 from harness.quant.capture import first_block_inputs, run_block, split_branches
 from harness.quant.samples import uniform_samples
-from harness.testing import PROMPTS, TINY_GEN, Bench, tiny_pipeline
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 QUICK: dict[str, Any] = {"samples": 4, "timesteps": 2}
-
-
-def make_bench(folder: Path) -> Bench:
-    """The CogVideoX miniature."""
-    pipeline = tiny_pipeline()
-    (folder / "pool").mkdir()
-    pool = record_pool(
-        pipeline, PROMPTS, TINY_GEN, seed=0, folder=folder / "pool", progress=lambda f, t: None
-    )
-    return Bench(pipeline=pipeline, family="cogvideox", pool=pool, folder=folder)
 
 
 def linear_inputs(bench: Bench) -> dict[str, Tensor]:

@@ -136,20 +136,20 @@ def evolve(
     breed(1, lambda: start)
     breed(settings.population - 1, anyone)
     curve = [min(seen.values())]
+    parents: list[Genome] = []
+
+    def parent() -> Genome:
+        return parents[int(torch.randint(len(parents), (), generator=generator))]
+
+    def mutant() -> Genome:
+        return mutate(parent(), choices, settings.probability, generator)
+
+    def crossed() -> Genome:
+        return crossover(parent(), parent(), generator)
+
     for _ in range(settings.rounds):
-        parents = sorted(seen, key=seen.__getitem__)[: settings.parents]
-
-        def parent(parents: Sequence[Genome] = parents) -> Genome:
-            return parents[int(torch.randint(len(parents), (), generator=generator))]
-
-        born = breed(
-            settings.mutations,
-            lambda parent=parent: mutate(parent(), choices, settings.probability, generator),
-        )
-        born += breed(
-            settings.crossovers,
-            lambda parent=parent: crossover(parent(), parent(), generator),
-        )
+        parents[:] = sorted(seen, key=seen.__getitem__)[: settings.parents]
+        born = breed(settings.mutations, mutant) + breed(settings.crossovers, crossed)
         breed(settings.population - born, anyone)
         curve.append(min(seen.values()))
     best = min(seen, key=seen.__getitem__)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.tiny_bench import make_bench
+from harness.testing import make_bench
 
 if TYPE_CHECKING:
     from harness.testing import Bench
@@ -14,4 +14,4 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return make_bench(tmp_path_factory.mktemp("baselines"))
+    return make_bench("cogvideox", tmp_path_factory.mktemp("baselines"))

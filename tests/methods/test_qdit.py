@@ -17,8 +17,9 @@ from harness.quant.activation import ActivationSpec, quantize_activation
 from harness.quant.group_search import GroupSearch, bit_operations
 from harness.quant.linear import QuantLinear
 from harness.quant.samples import uniform_samples
+from harness.testing import make_bench
 from methods.qdit import QDiT, QDiTOptions
-from tests.tiny_bench import QUICK, make_bench
+from tests.tiny_bench import QUICK
 
 if TYPE_CHECKING:
     from harness.testing import Bench
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return make_bench(tmp_path_factory.mktemp("qdit"))
+    return make_bench("cogvideox", tmp_path_factory.mktemp("qdit"))
 
 
 @settings(deadline=None)

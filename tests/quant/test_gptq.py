@@ -6,12 +6,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness.models.families.base import InputGroup
 from harness.quant.activation import ActivationSpec
-from harness.quant.gptq import Hessian, gptq, gptq_current_groups, output_error
+from harness.quant.gptq import (
+    Hessian,
+    gptq,
+    gptq_current_groups,
+    linear_hessians,
+    output_error,
+)
 from harness.quant.gptq_linear import gptq_linear
 from harness.quant.grid import Affine, decode, encode, expand, weight_grid
 from harness.quant.linear import WeightSpec
 from harness.quant.transform import Hadamard
+from tests.quant.test_smoothing import FAMILY, block_and_inputs, seen_by
 
 
 def naive_gptq(weight: Tensor, hessian: Tensor, grid: Affine, bits: int, damp: float) -> Tensor:
@@ -234,3 +242,16 @@ def test_a_rounded_linear_beats_rounding_to_nearest_behind_its_transform(group: 
     assert float(error) < nearest
     said = output_error(mapped, made.dequantized(), hessian.matrix())
     assert said == pytest.approx(float(error), rel=1e-3)
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_linears_of_a_split_group_have_hessians_of_their_own_tokens(split: bool) -> None:
+    block, inputs = block_and_inputs()
+    names = ("attn1.to_q", "ff.net.0.proj")
+    group = InputGroup(name="both", linears=names, split=split)
+    turn = Hadamard.random(32, torch.Generator().manual_seed(1))
+    found = linear_hessians(block, FAMILY, [group], {"both": [turn]}, inputs)
+    for name in names:
+        x = turn(seen_by(block, name if split else names[0], inputs))
+        torch.testing.assert_close(found[name].float(), 2 * x.T @ x / len(x), rtol=1e-4, atol=1e-4)
+    assert (found[names[0]] is found[names[1]]) != split
