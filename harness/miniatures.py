@@ -116,7 +116,7 @@ def wan(seed: int = 0, *, experts: int = 1, expand_timesteps: bool = False) -> D
     from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline
 
     torch.manual_seed(seed)
-    text = _t5()
+    text = _t5("UMT5")
     vae = AutoencoderKLWan(
         base_dim=8, z_dim=4, dim_mult=[1, 1, 1], num_res_blocks=1, temperal_downsample=[True, True],
         latents_mean=[0.0] * 4, latents_std=[1.0] * 4, scale_factor_spatial=4,
@@ -136,7 +136,7 @@ def wan(seed: int = 0, *, experts: int = 1, expand_timesteps: bool = False) -> D
 def _wan_transformer() -> nn.Module:
     from diffusers import WanTransformer3DModel
 
-    transformer = WanTransformer3DModel(
+    transformer: nn.Module = WanTransformer3DModel(
         num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4,
         text_dim=_TEXT_WIDTH, freq_dim=16, ffn_dim=64, num_layers=2, rope_max_seq_len=16,
     )  # fmt: skip
@@ -232,15 +232,17 @@ def _spread_(transformer: nn.Module) -> None:
             value.normal_(0.0, 0.02)
 
 
-def _t5() -> dict[str, Any]:
-    """A word tokenizer of T5's class and a one-layer encoder."""
-    from transformers import T5Config, T5EncoderModel, T5Tokenizer
+def _t5(kind: str = "T5") -> dict[str, Any]:
+    """A word tokenizer of T5's class and a one-layer encoder of T5 or UMT5."""
+    import transformers
+    from transformers import T5Tokenizer
 
+    config, encoder_class = (getattr(transformers, kind + n) for n in ("Config", "EncoderModel"))
     vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     vocab += [(f"▁{word}", -1.0) for word in sorted(set(WORDS))]
     tokenizer = T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=_TEXT)
-    encoder = T5EncoderModel(
-        T5Config(
+    encoder = encoder_class(
+        config(
             vocab_size=len(vocab), d_model=_TEXT_WIDTH, d_kv=8, d_ff=32, num_layers=1, num_heads=2,
             feed_forward_proj="gated-gelu", pad_token_id=0, eos_token_id=1,
         )

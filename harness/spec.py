@@ -60,6 +60,7 @@ class ModelSpec:
         gen: The generation settings the model is normally run with.
         variant: A derived form of the same weights (``outliers``: ``shapes-outliers``), else empty.
         judge: Name of a model-specific metric group (``oracle`` for the bundled model), else empty.
+        locked: How the revision came about where it was not released with this package, else empty.
     """
 
     name: str
@@ -69,6 +70,7 @@ class ModelSpec:
     revision: str = ""
     variant: str = ""
     judge: str = ""
+    locked: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
 from harness.models.families import family, family_of_class
+from harness.models.hub import TWO_DENOISERS, refuse_two_denoisers
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -40,11 +41,15 @@ def load_pipeline(spec: ModelSpec, *, device: str, dtype: str) -> DiffusionPipel
             f"'{folder}' is not a pipeline in diffusers format (no model_index.json)",
             "give a folder written by save_pretrained, or a model name: see `harness list models`",
         )
+    wanted: Any = getattr(torch, dtype)
+    if single := family(spec.family).single_precision:
+        wanted = {"default": wanted, **dict.fromkeys(single, torch.float32)}
     try:
         pipeline = DiffusionPipeline.from_pretrained(
             spec.repo,
-            revision=spec.revision or None,
-            dtype=getattr(torch, dtype),
+            # the revision of a folder is a digest of its files, which is no commit
+            revision=None if folder.is_absolute() else spec.revision or None,
+            dtype=wanted,
             local_files_only=folder.is_absolute(),
         )
     except OSError as cause:
@@ -57,6 +62,8 @@ def load_pipeline(spec: ModelSpec, *, device: str, dtype: str) -> DiffusionPipel
     denoiser: nn.Module = pipeline.transformer
     denoiser.eval().requires_grad_(False)
     family_of_class(type(denoiser).__name__)
+    if getattr(pipeline, TWO_DENOISERS, None) is not None:
+        refuse_two_denoisers(spec.name, {TWO_DENOISERS: [type(denoiser).__name__]})
     if spec.variant:
         _derive_(pipeline, spec)
     return pipeline

@@ -1,4 +1,4 @@
-"""The models: bundled ones by name, one's own by folder."""
+"""The models: bundled ones by name, one's own by folder, those of the hub by name or id."""
 
 from __future__ import annotations
 
@@ -13,6 +13,14 @@ from harness.errors import HarnessError, UsageError, unknown_name
 from harness.keys import digest, file_digest
 from harness.models import shapes
 from harness.models.families import family_of_class
+from harness.models.hub import (
+    FAMILY_GEN,
+    HUB,
+    hub_parameters,
+    hub_spec,
+    is_hub_id,
+    refuse_two_denoisers,
+)
 from harness.spec import GenSpec, ModelSpec
 
 SHAPES_WEIGHTS = "HARNESS_SHAPES_WEIGHTS"
@@ -54,8 +62,21 @@ class Bundled:
 
 
 _CLIP_S = 3.0
-_QUICK = {"s2q": {"epochs": 3}, "ptq4dit": {"iterations": 120}}  # 120 optimiser steps a block each
-_QUANTIZE_S = {"s2q": 110.0, "ptq4dit": 110.0, "rtn": 5.0, "rtn-gptq": 20.0}
+_QUICK: dict[str, dict[str, int]] = {
+    "s2q": {"epochs": 3},  # 120 optimiser steps a block
+    "flatquant": {"epochs": 3},
+    "ptq4dit": {"iterations": 120},
+    # 200 steps through the whole denoiser, of one sample each
+    "qvdit": {"iterations": 200, "batch": 1, "stretch": True, "checkpointing": False},
+}
+_QUANTIZE_S = {
+    "s2q": 110.0,
+    "flatquant": 100.0,
+    "ptq4dit": 110.0,
+    "qvdit": 120.0,
+    "rtn": 5.0,
+    "rtn-gptq": 20.0,
+}
 
 BUNDLED = {
     "shapes": Bundled(
@@ -76,11 +97,11 @@ BUNDLED = {
 
 
 def model_spec(name: str) -> ModelSpec:
-    """Resolve what the user typed: a bundled name or a folder in diffusers format.
+    """Resolve what the user typed: a bundled name, a folder in diffusers format, or a hub model.
 
     Raises:
-        UsageError: It is neither.
-        HarnessError: The folder's denoiser belongs to no supported family.
+        UsageError: It is none of them.
+        HarnessError: The denoiser belongs to no supported family, or the hub cannot be asked.
     """
     if name in BUNDLED:
         folder = Path(os.environ.get(SHAPES_WEIGHTS) or shapes.weights_dir()).absolute()
@@ -101,8 +122,12 @@ def model_spec(name: str) -> ModelSpec:
             f"model folder '{name}' is not in diffusers format",
             f"give a folder that holds {INDEX}, as save_pretrained writes it",
         )
-    error = unknown_name("model", name, BUNDLED)
-    raise UsageError(error.message, f"{error.hint}; or a local folder in diffusers format")
+    if name in HUB or is_hub_id(name):
+        return hub_spec(name)
+    error = unknown_name("model", name, [*BUNDLED, *HUB])
+    raise UsageError(
+        error.message, f"{error.hint}; or a local folder in diffusers format, or a hub id"
+    )
 
 
 def quick_options(model: ModelSpec, method: str) -> dict[str, int]:
@@ -135,6 +160,8 @@ def transformer_parameters(spec: ModelSpec) -> int:
     Raises:
         HarnessError: The folder holds no denoiser weights.
     """
+    if not Path(spec.repo).is_absolute():
+        return hub_parameters(spec)
     count = 0
     files = sorted((Path(spec.repo) / "transformer").glob("*.safetensors"))
     if not files:
@@ -156,12 +183,13 @@ def transformer_parameters(spec: ModelSpec) -> int:
 
 def _folder_spec(folder: Path) -> ModelSpec:
     index = _json(folder / INDEX)
+    refuse_two_denoisers(str(folder), index)
     family = family_of_class(str(index.get("transformer", ["", ""])[1]))
     return ModelSpec(
         name=re.sub(r"[^\w.-]+", "-", folder.name),
         repo=str(folder),
         family=family,
-        gen=_default_gen(folder),
+        gen=_default_gen(folder) if family == "cogvideox" else FAMILY_GEN[family],
         revision=folder_revision(folder),
     )
 

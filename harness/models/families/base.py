@@ -147,6 +147,11 @@ class Family(Protocol):
         one first; ``embedded`` not at all: the scale is an input of the denoiser.
         """
 
+    @property
+    def single_precision(self) -> tuple[str, ...]:
+        """Parts of the pipeline that are loaded in float32 whatever the others are run in."""
+        return ()
+
     def blocks(self, transformer: nn.Module) -> list[tuple[str, nn.Module]]:
         """Qualified names and modules of the transformer blocks, in execution order."""
 

@@ -38,6 +38,7 @@ class Wan(Family):
     attention_order = ("hidden_states",)
     self_attention = "attn1"
     guidance = "calls"
+    single_precision = ("vae",)  # as in the example of diffusers' WanPipeline
 
     def blocks(self, transformer: nn.Module) -> list[tuple[str, nn.Module]]:
         """Return ``blocks.<i>``."""
