@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,9 @@ from harness.models.families import family
 from harness.models.families.base import linear_at
 from harness.quant.capture import first_block_inputs, run_block, split_branches
 from harness.quant.samples import uniform_samples
+
+if TYPE_CHECKING:
+    from harness.testing import Bench
 
 QUICK: dict[str, Any] = {"samples": 4, "timesteps": 2}
 
