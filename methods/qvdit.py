@@ -141,7 +141,8 @@ _DEVIATIONS = (
         kind="adaptation",
         what="frames are the latent frames of a 3D VAE, contiguous in the token sequence; text "
         "tokens in a joint sequence have gain 1, linears that read text alone or one frame at a "
-        "time have an estimator without M, modulation linears none",
+        "time have an estimator without M, modulation linears none; M holds for the number of "
+        "frames it was fitted on",
         why="the paper treats STDiT, whose text is apart and whose attention is split in space and "
         "time",
     ),
@@ -248,7 +249,7 @@ def initial_gain(x: Tensor, rounded: Tensor) -> Tensor:
     """Start of M: eta_i / omega_i, ``[batch, frames]``.
 
     eta_i = softmax_i(1 - rho(X_i, Q(X)_i)) with rho the cosine similarity, omega_i the share of
-    frame i in sum |X| (Q-VDiT, sec. 3, TQE).
+    frame i in sum |X| (Q-VDiT, TQE).
 
     Args:
         x: Input of a linear cut into frames, ``[batch, frames, tokens * in_features]``.
