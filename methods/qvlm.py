@@ -171,6 +171,13 @@ _DEVIATIONS = (
     ),
     Deviation(
         kind="deviation",
+        what="the objective sees at most 4096 evenly spaced tokens of a tensor, static percentiles "
+        "about 8000 evenly spaced values of a sample; while a block of nodes reaches into the next "
+        "transformer block, that one's modulation linears are still in full precision",
+        why="memory and time on video; the next transformer block is quantized when its turn comes",
+    ),
+    Deviation(
+        kind="deviation",
         what="the joint search is done as in the paper; the released code has none: ranges of "
         "chosen layers are shrunk one by one for the error of their own output, the entropy is "
         "taken of normalised magnitudes, and every third layer is always searched",

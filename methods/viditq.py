@@ -182,7 +182,9 @@ _DEVIATIONS = (
         kind="reconstructed",
         what="mixed precision: group budgets are proportional to the summed relative squared "
         "output error of the group's layers; the total is 6.2 bits, the average of the released "
-        "Open-Sora plan (feed-forward at 8, the first quarter at 8, attention at 4)",
+        "Open-Sora plan (feed-forward at 8, the first quarter at 8, attention at 4); a layer's "
+        "sensitivity is that of weights and activations at the nominal widths, on one sample a "
+        "quarter",
         why="the rule and the budget are not in the texts and code at hand",
     ),
     Deviation(
