@@ -21,7 +21,9 @@ DEFAULT_METHODS = ("s2q", "ptq4dit")
 DEFAULT_BITS = ("w4a6",)
 DEFAULT_SUITE = "shapes-eval"
 DEFAULT_LIMIT = 16
-DEFAULT_CALIBRATION = "shapes-calib"
+BUNDLED_MODELS = ("shapes", "shapes-outliers")
+DEFAULT_CALIBRATION = "shapes-calib"  # of bundled models, which know no other words
+GENERAL_CALIBRATION = "calib-general"  # of all others
 DEFAULT_BUDGET = "quick"
 DEFAULT_CALIBRATION_PROMPTS = 10
 
@@ -123,14 +125,15 @@ def resolve(file: ExperimentFile, flags: Flags) -> Experiment:
     if "guidance" in gen:
         gen["guidance"] = float(gen["guidance"])
     out = flags.out or (Path(run.out) if run.out else None)
+    models = _unique(flags.models or tuple(run.models or DEFAULT_MODELS))
     return Experiment(
-        models=_unique(flags.models or tuple(run.models or DEFAULT_MODELS)),
+        models=models,
         rows=rows,
         suite=flags.suite or run.suite or DEFAULT_SUITE,
         limit=flags.limit or run.limit or DEFAULT_LIMIT,
         seeds=_unique(flags.seeds or tuple(run.seeds or (0,))),
         gen=tuple(sorted(gen.items())),
-        calibration_suite=file.calibration.suite or DEFAULT_CALIBRATION,
+        calibration_suite=file.calibration.suite or _calibration_suite(models),
         calibration_prompts=file.calibration.prompts or DEFAULT_CALIBRATION_PROMPTS,
         calibration_budget=file.calibration.budget or DEFAULT_BUDGET,
         execution=Execution(
@@ -143,6 +146,21 @@ def resolve(file: ExperimentFile, flags: Flags) -> Experiment:
         out=out,
         lenient=lenient,
     )
+
+
+def _calibration_suite(models: tuple[str, ...]) -> str:
+    """The calibration prompts that fit the models.
+
+    Raises:
+        UsageError: No suite fits all of them.
+    """
+    bundled = [name for name in models if name in BUNDLED_MODELS]
+    if bundled and len(bundled) < len(models):
+        raise UsageError(
+            f"'{bundled[0]}' and other models are calibrated on different prompts",
+            "run them apart, or choose: [calibration] suite = ... in the experiment file",
+        )
+    return DEFAULT_CALIBRATION if bundled else GENERAL_CALIBRATION
 
 
 def _ungrouped(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.config import Experiment, Flags, resolve
+from harness.config import BUNDLED_MODELS, Experiment, Flags, resolve
 from harness.errors import UsageError
 from harness.experiment_file import ExperimentFile, load_file
-from harness.models.table import SHAPES_GEN
+from harness.models.table import BUNDLED, SHAPES_GEN
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,6 +32,16 @@ def test_with_nothing_given_the_documented_defaults_hold() -> None:
     assert {row.bits for row in found.rows} == {("w4a6",)}
     assert (found.suite, found.limit, found.seeds) == ("shapes-eval", 16, (0,))
     assert (found.calibration_suite, found.calibration_prompts) == ("shapes-calib", 10)
+
+
+def test_the_calibration_prompts_fit_the_models() -> None:
+    assert experiment(models=("cogvideox-2b", "/a/folder")).calibration_suite == "calib-general"
+    assert experiment(models=("shapes", "shapes-outliers")).calibration_suite == "shapes-calib"
+    with pytest.raises(UsageError, match="different prompts"):
+        experiment(models=("shapes", "latte"))
+    chosen = experiment('[calibration]\nsuite = "mine.txt"', models=("shapes", "latte"))
+    assert chosen.calibration_suite == "mine.txt"
+    assert set(BUNDLED) == set(BUNDLED_MODELS)
 
 
 def test_flags_override_the_file() -> None:

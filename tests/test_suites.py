@@ -13,6 +13,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+ROLES = ("eval", "calibration")
+
+
+def test_general_calibration_prompts_are_varied_and_hold_no_written_text() -> None:
+    prompts = load_suite("calib-general", role="calibration").prompts
+    assert len(prompts) == 64 == len({normalised(p.text) for p in prompts})
+    assert {dict(p.tags)["motion"] for p in prompts} == {"slow", "fast", "camera"}
+    # the first ten are what a run calibrates on unless it asks for more
+    assert len({dict(p.tags)["subject"] for p in prompts[:10]}) >= 5
+    written = {"text", "sign", "letters", "caption", "subtitle", "logo", "words"}
+    assert not [p.id for p in prompts if written & set(normalised(p.text).split())]
+
+
 def test_every_bundled_suite_has_the_digest_it_states() -> None:
     assert set(bundled()) >= {"shapes-eval", "shapes-calib"}
     for name, row in bundled().items():
@@ -20,7 +33,11 @@ def test_every_bundled_suite_has_the_digest_it_states() -> None:
 
 
 def test_bundled_evaluation_and_calibration_prompts_are_disjoint() -> None:
-    refuse_overlap(load_suite("shapes-eval"), load_suite("shapes-calib", role="calibration"))
+    names = {role: [n for n, row in bundled().items() if row.role == role] for role in ROLES}
+    assert all(names.values())
+    for evaluation in names["eval"]:
+        for calibration in names["calibration"]:
+            refuse_overlap(load_suite(evaluation), load_suite(calibration, role="calibration"))
 
 
 def test_the_digest_is_of_the_prompts_that_are_used() -> None:
