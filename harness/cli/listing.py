@@ -145,10 +145,16 @@ def _origins() -> list[str]:
 
 
 def _models() -> list[tuple[str, str]]:
+    from harness.models.hub import HUB
     from harness.models.table import BUNDLED
 
     rows = [(name, model.about) for name, model in BUNDLED.items()]
-    return [*rows, ("<folder>", "a pipeline of a supported family in diffusers format")]
+    rows += [(name, model.about) for name, model in HUB.items()]
+    return [
+        *rows,
+        ("<folder>", "a pipeline of a supported family in diffusers format"),
+        ("<owner>/<name>", "the same on the hub"),
+    ]
 
 
 def _suites() -> list[tuple[str, str]]:
