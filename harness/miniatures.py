@@ -214,9 +214,8 @@ GENS = dict.fromkeys(MINIATURES, TINY_GEN) | {"latte": LATTE_GEN}
 
 def _ready(pipeline: Any) -> DiffusionPipeline:
     pipeline.set_progress_bar_config(disable=True)
-    for name in ("transformer", "transformer_2"):
-        part = getattr(pipeline, name, None)
-        if part is not None:
+    for part in pipeline.components.values():
+        if hasattr(part, "requires_grad_"):  # also a fresh text encoder drops out at random
             part.eval().requires_grad_(False)
     found: DiffusionPipeline = pipeline
     return found
