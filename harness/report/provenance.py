@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ class Provenance:
         prompts: Evaluation prompts in the records.
         seeds: Seeds of the initial noise for each prompt.
         cohort: Device, library versions and settings that paired values share.
+        locked: One text for each model whose commit was asked from the hub, not released with us.
 
     Raises:
         HarnessError: A part is missing.
@@ -39,6 +40,7 @@ class Provenance:
     prompts: int
     seeds: int
     cohort: str
+    locked: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         parts = ("run", "version", "suites", "prompts", "seeds", "cohort")
@@ -62,6 +64,7 @@ class Provenance:
             prompts=len(prompts) or sum(planned),
             seeds=len(seeds) or len(run.experiment.get("seeds", ())) or 1,
             cohort=_cohort(run.cohort),
+            locked=_locked(run.experiment.get("models", ())),
         )
 
     def lines(self) -> list[str]:
@@ -72,7 +75,16 @@ class Provenance:
             f"n = {_count(self.prompts, 'prompt')} x {_count(self.seeds, 'seed')}; "
             + "; ".join(self.suites),
             f"cohort: {self.cohort}",
+            *self.locked,
         ]
+
+
+def _locked(models: Iterable[Any]) -> tuple[str, ...]:
+    """``model wan2.1-1.3b: Wan-AI/... at 0123456789ab, locked at first use, 2026-...``."""
+    known = [m for m in models if isinstance(m, Mapping) and m.get("locked")]
+    return tuple(
+        f"model {m['name']}: {m['repo']} at {m['revision'][:_DIGEST]}, {m['locked']}" for m in known
+    )
 
 
 def _suite(name: str, facts: Mapping[str, Any]) -> str:

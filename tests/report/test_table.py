@@ -330,3 +330,14 @@ def test_numbers_are_never_minus_zero_and_differences_carry_a_sign():
     assert points.number(-0.00001) == "0.0"
     assert points.number(0.125) == "+12.5"
     assert points.number(-0.125) == "-12.5"
+
+
+def test_a_hub_model_is_named_with_the_commit_it_was_locked_to(tmp_path):
+    model = {"name": "latte", "repo": "maxin-cn/Latte-1", "revision": "0123456789abcdef" * 2}
+    asked = {**model, "locked": "locked at first use, 2026-11-20"}
+    run = make_run(tmp_path / "run", experiment={"models": [asked, {**model, "locked": ""}]})
+    told = build_table(run).provenance.lines()
+    assert told[-1] == (
+        "model latte: maxin-cn/Latte-1 at 0123456789ab, locked at first use, 2026-11-20"
+    )
+    assert not any(line.startswith("model") for line in told[:-1])
