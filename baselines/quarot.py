@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 
     from harness.models.families.base import InputGroup
 
+WIDE = 7
+"""Activation width from which the note on cut ranges is given."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuaRotOptions:
@@ -174,7 +177,11 @@ class QuaRot:
                         error = output_error(rotated, rounded.dequantized(), hessian)
                         errors[f"{step.name}.{name}"] = error
                     replace_module_(step.block, name, rounded)
-        notes = (*shortage(samples, options.samples), *_partial(widths))
+        notes = (
+            *shortage(samples, options.samples),
+            *_partial(widths),
+            *_cut(ctx.bits.a, options.clip),
+        )
         return walk.report(passes=int(with_hessians), errors=errors.items(), notes=notes)
 
 
@@ -221,3 +228,13 @@ def _partial(widths: Iterable[int]) -> tuple[str, ...]:
     shapes = {width: shape_of(width) for width in sorted(widths)}
     found = [f"{shape.label} at width {w}" for w, shape in shapes.items() if shape.blocks > 1]
     return (f"block-diagonal rotation: {', '.join(found)}",) if found else ()
+
+
+def _cut(bits: int, clip: float) -> tuple[str, ...]:
+    """Note for the report where cutting a token's range costs more than it saves in rounding."""
+    if clip == 1 or not WIDE <= bits < IDENTITY_WIDTH:
+        return ()
+    return (
+        f"token ranges are cut to {clip:g} at {bits} bits too, one ratio for every width; there the "
+        "cut can outweigh the rounding, `clip = 1` leaves ranges whole",
+    )

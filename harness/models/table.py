@@ -76,6 +76,11 @@ _QUANTIZE_S = {
     "qvdit": 120.0,
     "rtn": 5.0,
     "rtn-gptq": 20.0,
+    "gptq": 20.0,
+    "awq": 25.0,
+    "qdit": 25.0,
+    "quarot": 35.0,
+    "smoothquant": 35.0,
 }
 
 BUNDLED = {
