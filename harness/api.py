@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harness.bits import IDENTITY_WIDTH, BitSpec
-from harness.errors import HarnessError
+from harness.errors import HarnessError, UnsupportedError
 from harness.method import (
     SIMULATED,
     Deviation,
@@ -27,4 +27,5 @@ __all__ = [
     "QuantReport",
     "Reproduction",
     "Unsupported",
+    "UnsupportedError",
 ]

@@ -43,6 +43,13 @@ class InfraError(HarnessError):
     exit_code = 4
 
 
+class UnsupportedError(HarnessError):
+    """A method found, with the model before it, that it cannot make this row; no defect of either.
+
+    What can be known without the model is said by the method's ``supports``.
+    """
+
+
 class CalibrationForbiddenError(HarnessError):
     """A method that declares itself data-free asked for calibration data."""
 

@@ -98,7 +98,8 @@ class QuantReport:
     """What a method did; everything in it is shown or stored with the artifact.
 
     Attributes:
-        execution: ``simulated`` or ``kernel:<name>``.
+        execution: ``simulated``, ``kernel:<name>`` (low-bit products), or ``dequantize:<library>``
+            (few bits stored, products in floating point).
         layers: One entry for each quantized linear.
         calibration_clips: Prompts whose trajectories were recorded.
         calibration_forwards: Denoiser evaluations spent, each guidance branch counted: the pool,

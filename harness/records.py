@@ -34,7 +34,8 @@ class CellOutcome:
         bits: Nominal widths, ``fp`` for unquantized rows.
         unquantized: Whether this is a reference row (``fp``, ``control``).
         detail: Reason for a status other than ``ok``.
-        execution: ``simulated`` or ``kernel:<name>``; empty for reference rows.
+        execution: ``simulated``, ``kernel:<name>`` or ``dequantize:<library>``; empty for reference
+            rows.
         report: The method's ``QuantReport`` as a dict, None for reference and failed rows.
         artifact: Folder of the quantized model in the store; empty for reference and failed rows.
     """

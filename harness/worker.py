@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from harness.durable import DISK_FULL
-from harness.errors import HarnessError
+from harness.errors import HarnessError, UnsupportedError
 from harness.executors.lifeline import die_with
 from harness.spec import Status
 from harness.store import Store
@@ -209,7 +209,9 @@ def _about(task: CellTask) -> dict[str, str]:
 def failure(error: BaseException) -> dict[str, Any]:
     """What an exception means for the row, in one line."""
     if isinstance(error, HarnessError):
-        return {"status": Status.ERROR, "detail": error.message, "hint": error.hint}
+        unsupported = isinstance(error, UnsupportedError)
+        status = Status.UNSUPPORTED if unsupported else Status.ERROR
+        return {"status": status, "detail": error.message, "hint": error.hint}
     lines = str(error).strip().splitlines()
     detail = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     if is_disk_full(error):

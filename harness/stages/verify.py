@@ -16,6 +16,7 @@ from harness.models.families.base import InputGroup, target_linears
 from harness.quant.artifact import load_artifact_
 from harness.quant.grid import code_range, decode, encode, expand
 from harness.quant.layers import QuantizedLayer, quantized_layers
+from harness.quant.library import LibraryLinear
 from harness.quant.linear import QuantLinear
 from harness.quant.policy import policy_of
 from harness.quant.switch import SwitchedLinear
@@ -81,7 +82,9 @@ def _coverage(
 
 
 def _layer_problems(layer: QuantizedLayer) -> list[str]:
-    """What is wrong with a layer; what a library holds is the library's to keep."""
+    """What is wrong with a layer."""
+    if isinstance(layer, LibraryLinear):
+        return layer.problems()
     if isinstance(layer, SwitchedLinear):
         return [problem for form in layer.forms for problem in _linear_problems(form)]
     return _linear_problems(layer) if isinstance(layer, QuantLinear) else []
