@@ -235,6 +235,6 @@ def _cut(bits: int, clip: float) -> tuple[str, ...]:
     if clip == 1 or not WIDE <= bits < IDENTITY_WIDTH:
         return ()
     return (
-        f"token ranges are cut to {clip:g} at {bits} bits too, one ratio for every width; there the "
-        "cut can outweigh the rounding, `clip = 1` leaves ranges whole",
+        f"token ranges are cut to {clip:g} at {bits} bits too, one ratio for every width; there "
+        "the cut can outweigh the rounding, `clip = 1` leaves ranges whole",
     )
