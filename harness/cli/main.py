@@ -17,7 +17,8 @@ COMMANDS = {
     "compare": ("harness.cli.compare:compare", "Paired differences against one row of a run."),
     "show": ("harness.cli.show:show", "Show a method, a run or an artifact."),
     "list": ("harness.cli.listing:listing", "List methods, models or suites."),
-    "verify": ("harness.cli.verify:verify", "Check quantized models against their claims."),
+    "verify": ("harness.cli.verify:verify", "Check quantized models; say what they hold."),
+    "diagnose": ("harness.cli.diagnose:diagnose", "Where and when a quantized model goes wrong."),
     "doctor": ("harness.cli.doctor:doctor", "Say what this machine has and what it lacks."),
     "gc": ("harness.cli.gc:gc", "Remove leftovers and old results from the store."),
 }

@@ -164,7 +164,7 @@ def test_verify_writes_json_and_csv_that_read_back(tmp_path: Path) -> None:
 def test_a_row_of_a_run_is_named_by_run_and_cell(tmp_path: Path) -> None:
     import dataclasses
 
-    from harness.cli.verify import artifact_of
+    from harness.cli.targets import one_target
     from harness.records import write_run
     from tests.report.example import make_run
 
@@ -178,14 +178,15 @@ def test_a_row_of_a_run_is_named_by_run_and_cell(tmp_path: Path) -> None:
     model = {"name": "shapes", "judge": "oracle", "repo": ""}
     experiment = {**run.experiment, "models": [model]}
     write_run(dataclasses.replace(run, cells=tuple(cells), experiment=experiment))
-    assert artifact_of(f"{tmp_path / 'run'}:{row}") == tmp_path / "made"
-    assert artifact_of(str(tmp_path / "made")) == tmp_path / "made"
+    found = one_target(f"{tmp_path / 'run'}:{row}")
+    assert (found.folder, found.model, found.bits) == (tmp_path / "made", "shapes", "w4a6")
+    assert one_target(str(tmp_path / "made")).folder == tmp_path / "made"
     with pytest.raises(UsageError, match="is unknown"):
-        artifact_of(f"{tmp_path / 'run'}:shapes--s2q--w4a5")
+        one_target(f"{tmp_path / 'run'}:shapes--s2q--w4a5")
     with pytest.raises(UsageError, match="is a run, not an artifact"):
-        artifact_of(str(tmp_path / "run"))
+        one_target(str(tmp_path / "run"))
     with pytest.raises(HarnessError, match="is not a run folder"):
-        artifact_of(str(tmp_path / "nowhere"))
+        one_target(str(tmp_path / "nowhere"))
 
 
 def test_an_artifact_with_its_model_is_checked_and_a_wrong_one_fails(
