@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -14,9 +14,14 @@ from harness.bits import BitSpec
 from harness.errors import UnsupportedError
 from harness.models.families import family
 from harness.models.families.base import target_linears
+from harness.quant.calibration import record_pool
 from harness.quant.library import LibraryLinear, installed_version
+from harness.testing import PROMPTS, TINY_GEN, Bench, MethodConformance, tiny_pipeline
 from harness.worker import failure
 from tests.baselines.back_ends import FAMILY, converted, error, miniature
+
+if TYPE_CHECKING:
+    from harness.method import Method
 
 WIDTH = 64  # narrower layers are refused, see below
 
@@ -107,3 +112,25 @@ def test_weights_that_the_library_gives_back_wrong_are_refused(
     with pytest.raises(UnsupportedError, match="wrong weights back on cpu") as refused:
         converted(BitsAndBytesNF4(), "w4a16", width=WIDTH)
     assert failure(refused.value)["status"] == "unsupported"
+
+
+@needs_bnb
+class TestOnAWiderMiniature(MethodConformance):
+    """The battery; the families' miniatures are too narrow for the library on a CPU."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def method(cls) -> Method:
+        return BitsAndBytesNF4()
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def bench(cls, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+        folder, pipeline = tmp_path_factory.mktemp("wide"), tiny_pipeline(family=FAMILY)
+        pipeline.register_modules(transformer=miniature(width=WIDTH))
+        (folder / "pool").mkdir()
+        pool = record_pool(
+            pipeline, PROMPTS[:2], TINY_GEN, seed=0, folder=folder / "pool",
+            progress=lambda fraction, text: None,
+        )  # fmt: skip
+        return Bench(pipeline=pipeline, family=FAMILY, pool=pool, folder=folder)
