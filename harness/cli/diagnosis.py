@@ -169,6 +169,12 @@ def _layers(names: Sequence[str], found: Sequence[Diagnosis]) -> list[str]:
     lines = [*_title(title), *_aligned([heads, *rows])]
     if folded & set(order):
         lines.append("* a scale was folded into it: compared after a map for each channel")
+    lines += [
+        f"{name}: {len(one.uncompared)} modulation linears not compared, a scale was folded into "
+        "them; what they do shows by block"
+        for name, one in zip(names, found, strict=True)
+        if one.uncompared
+    ]
     return lines
 
 

@@ -23,7 +23,8 @@ class Target:
     """An artifact with what is known about its making.
 
     Attributes:
-        name: How it is printed: the row's id, or the beginning of the folder's name.
+        name: How it is printed: the row's id; outside run and store the beginning of the folder's
+            name.
         folder: Artifact folder.
         model: What ``--model`` would be; empty where it is not recorded.
         bits: Widths of its row; empty likewise.
@@ -99,8 +100,12 @@ def of_folder(folder: Path) -> Target:
 
     about = json.loads(path.read_text(encoding="utf-8"))["about"]
     name = about["model"]["name"]
-    model = name if name in BUNDLED else about["model"]["repo"]
-    return Target(name=folder.name[:12], folder=folder, model=model, bits=about["bits"])
+    return Target(
+        name=f"{name}--{about['label']}--{about['bits']}",
+        folder=folder,
+        model=name if name in BUNDLED else about["model"]["repo"],
+        bits=about["bits"],
+    )
 
 
 def of_run(folder: Path, cell: str | None) -> list[Target]:

@@ -114,12 +114,17 @@ class CountError:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Diagnosis:
-    """All that was found about one artifact."""
+    """All that was found about one artifact.
+
+    Attributes:
+        uncompared: Modulation linears whose output a folded scale changes by design.
+    """
 
     layers: tuple[LayerError, ...]
     blocks: tuple[BlockError, ...]
     steps: tuple[StepError, ...]
     counts: tuple[CountError, ...]
+    uncompared: tuple[str, ...] = ()
 
     @property
     def growth(self) -> float | None:
@@ -196,6 +201,7 @@ def diagnose(
                 blocks=_blocks(forced, exact_pool),
                 steps=steps,
                 counts=_counts(counts, own, exact | finals),
+                uncompared=forced.uncompared,
             )
         )
     return found

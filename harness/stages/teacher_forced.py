@@ -4,9 +4,10 @@ At every recorded step three passes are held against each other: the full-precis
 quantized one, and each quantized block on the full-precision inputs of its block. The first two
 differ by all that went before, the first and the last by what the block itself does.
 
-A method may fold a channel scale into a layer whose output another layer divides by it again (value
-projections, modulations). The output of such a layer is compared after the best map for each
-channel, ``gain * y + offset``, found on a few samples of the trajectory.
+A method may fold a channel scale into a layer whose consumer undoes it. The output of a value
+projection is then compared after the best map for each channel, ``gain * y + offset``, found on a
+few samples of the trajectory. A modulation is not compared then: it has one output a timestep, and
+the map would take its rounding up with the scale; what it does shows in the error of its block.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ class Forced:
         outputs: By (part, step): denoiser output; part is ``all``, the index of a branch,
             ``direction`` (conditional minus unconditional) or ``guided``.
         folded: Layers that were compared after a map for each channel.
+        uncompared: Layers that were not compared, because a scale was folded into modulations.
         exact: By (prompt, step): the exact output of the conditional branch, on the CPU.
     """
 
@@ -86,6 +88,7 @@ class Forced:
     blocks: dict[tuple[str, int], Ratio] = field(default_factory=_ratios)
     outputs: dict[tuple[str, int], Ratio] = field(default_factory=_ratios)
     folded: tuple[str, ...] = ()
+    uncompared: tuple[str, ...] = ()
     exact: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
 
@@ -110,13 +113,12 @@ def teacher_forced(
         progress: Progress callback.
     """
     pair = _Pair(exact, quantized, family)
-    maps = pair.fit(pool)
-    found = Forced(folded=tuple(name for name, (_, _, folded) in maps.items() if folded))
+    pair.fit(pool)
+    found = Forced(folded=tuple(pair.maps), uncompared=tuple(sorted(pair.uncompared)))
     device = next(exact.parameters()).device
     samples = list(pool.samples())
     for i, sample in enumerate(samples):
         call = pool.call(sample, device)
-        pair.maps = {n: (g, o) for n, (g, o, folded) in maps.items() if folded}
         outputs = pair.run(call.arguments, sample.step, found)
         _count_outputs(found, outputs, sample.step, call.branches, guidance)
         found.exact[sample.prompt, sample.step] = outputs[0][-1].float().cpu()
@@ -155,35 +157,48 @@ class _Pair:
         self.twins = dict(family.blocks(quantized))
         targets = set(target_linears(family, exact)) & set(quantized_layers(quantized))
         self.layers = {n: [t for t in sorted(targets) if t.startswith(f"{n}.")] for n in self.twins}
-        self.suspects = [
-            f"{name}.{linear}"
+        self.suspects = {
+            f"{name}.{linear}": (linear, isinstance(group.fold, ModulationFold))
             for name, block in self.blocks
             for group in family.groups(block)
             for linear in _folds_into(group.fold)
             if f"{name}.{linear}" in targets
-        ]
+        }
         self.maps: dict[str, tuple[Tensor, Tensor]] = {}
+        self.uncompared: set[str] = set()
 
-    def fit(self, pool: CalibrationPool) -> dict[str, tuple[Tensor, Tensor, bool]]:
-        """Gain and offset of every channel of the layers a fold may have changed.
+    def fit(self, pool: CalibrationPool) -> None:
+        """Find the layers that a scale was folded into, and the map of those that can be compared.
 
-        Returns:
-            By layer: gain and offset ``[out_features]``, and whether it was folded.
+        A method folds at the same place of every block, so the place counts as folded where most of
+        its layers do; one folded modulation is taken for all of them.
         """
         if not self.suspects:
-            return {}
+            return
         sums: dict[str, _Sums] = defaultdict(_Sums)
         steps = sorted({round(i) for i in _spaced(pool.steps, FIT_SAMPLES)})
         device = next(self.exact.parameters()).device
         for step in steps:
             arguments = pool.call(Sample(0, step), device).arguments
             self._compare(arguments, lambda name, mine, exact: sums[name].add(mine, exact))
-        return {name: sums[name].fit() for name in self.suspects if name in sums}
+        fits = {name: sums[name].fit() for name in self.suspects if name in sums}
+        votes: dict[tuple[str, bool], list[bool]] = defaultdict(list)
+        for name, (_, _, folded) in fits.items():
+            votes[self.suspects[name]].append(folded)
+        places = {place for place, found in votes.items() if 2 * sum(found) > len(found)}
+        modulated = any(modulation for _, modulation in places)
+        for name, (gain, offset, _) in fits.items():
+            if self.suspects[name][1]:
+                self.uncompared |= {name} if modulated else set()
+            elif self.suspects[name] in places:
+                self.maps[name] = gain, offset
 
     def run(self, arguments: dict[str, Any], step: int, found: Forced) -> tuple[Tensor, Tensor]:
         """One step with both; returns the exact and the quantized output."""
 
         def see(name: str, mine: Tensor, exact: Tensor) -> None:
+            if name in self.uncompared:
+                return
             if name in self.maps:
                 gain, offset = self.maps[name]
                 mine = (mine.double() - offset) / gain

@@ -211,11 +211,15 @@ def test_a_fold_is_no_error(tmp_path: Path) -> None:
     assert max(s.forced for s in found.steps) < 1e-9
     assert max(e.error for e in found.layers) < 1e-6
     folded = {e.layer.split(".", 2)[2] for e in found.layers if e.folded}
-    assert folded == {"attn1.to_v", "norm1.linear", "norm2.linear"}
+    assert folded == {"attn1.to_v"}
+    modulations = {name.split(".", 2)[2] for name in found.uncompared}
+    assert modulations == {"norm1.linear", "norm2.linear"}
+    assert not {e.layer for e in found.layers} & set(found.uncompared)
 
 
 def test_rounding_is_not_taken_for_a_fold(pair: list[Diagnosis]) -> None:
     assert not [e for e in (*pair[0].layers, *pair[1].layers) if e.folded]
+    assert not pair[0].uncompared + pair[1].uncompared
 
 
 def test_the_forms_of_a_step_policy_stand_beside_their_steps(tmp_path: Path) -> None:
