@@ -7,6 +7,8 @@ narrower layers.
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -75,11 +77,11 @@ class Quanto:
     )
 
     def supports(self, family: str, bits: BitSpec) -> Unsupported | None:
-        """w8a16 and w4a16, wherever quanto is installed."""
+        """w8a16 and w4a16, wherever quanto is installed; 4 bits on a CPU need a compiler too."""
         label = other_label(
             str(bits), ("w8a16", "w4a16"), "quanto is weight-only in diffusers, int8 or int4"
         )
-        return label or absent(LIBRARY)
+        return label or absent(LIBRARY) or (no_compiler() if bits.w == 4 else None)
 
     def quantize_(self, transformer: nn.Module, ctx: QuantContext) -> QuantReport:
         """Convert every target linear."""
@@ -89,6 +91,17 @@ class Quanto:
             return _converted(linear, ctx.bits.w)
 
         return library_linears_(transformer, ctx, self.name, make, ctx.options.modulation)
+
+
+def no_compiler() -> Unsupported | None:
+    """Whether quanto's CPU code for 4-bit weights, built at its first use, cannot be built."""
+    compiler = os.environ.get("CXX", "c++")  # as torch.utils.cpp_extension chooses it
+    if torch.cuda.is_available() or shutil.which(compiler):
+        return None
+    return Unsupported(
+        reason="quanto compiles its CPU code for 4-bit weights at the first use, and there is no "
+        f"C++ compiler '{compiler}'"
+    )
 
 
 def _check(linear: nn.Linear, ctx: QuantContext) -> None:

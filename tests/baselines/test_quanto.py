@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from baselines.quanto import Quanto
+from baselines.quanto import Quanto, no_compiler
 from harness.bits import BitSpec
 from harness.errors import UnsupportedError
 from harness.models.families import family
@@ -17,6 +17,9 @@ from tests.baselines.back_ends import FAMILY, converted, error, miniature, one_l
 needs_quanto = pytest.mark.skipif(
     not installed_version("optimum-quanto"), reason="optimum-quanto is not installed"
 )
+
+
+needs_compiler = pytest.mark.skipif(no_compiler() is not None, reason="needs a C++ compiler")
 
 
 @pytest.mark.parametrize("bits", ["w4a4", "w8a8", "w2a16", "w16a16"])
@@ -37,6 +40,19 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
 
 
 @needs_quanto
+def test_four_bits_without_a_compiler_are_refused_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    answer = Quanto().supports(FAMILY, BitSpec.parse("w4a16"))
+    assert answer is not None
+    assert "no C++ compiler 'no-such-compiler'" in answer.reason
+    assert Quanto().supports(FAMILY, BitSpec.parse("w8a16")) is None
+
+
+@needs_quanto
+@needs_compiler
 def test_weights_alone_are_rounded_and_the_row_says_that_it_dequantizes() -> None:
     errors = {}
     for bits in (8, 4):
@@ -69,6 +85,7 @@ def test_eight_bits_are_the_largest_magnitude_of_a_row_in_127_steps() -> None:
 
 
 @needs_quanto
+@needs_compiler
 def test_a_product_that_may_end_the_process_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="reads past the end of its inputs"):
         one_layer(Quanto(), "w8a16", nn.Linear(64, 64, dtype=torch.bfloat16))

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from harness import registry
+from harness.bits import BitSpec
 from harness.errors import HarnessError
 from harness.quant import library
 from harness.quant.artifact import load_artifact_, save_artifact
@@ -37,7 +38,10 @@ def made(
     name, bits, package = row
     if not installed_version(package):
         pytest.skip(f"{package} is not installed")
-    return converted(registry.load_method(name), bits, dtype, WIDTH, **options)[0]
+    method = registry.load_method(name)
+    if (refusal := method.supports("cogvideox", BitSpec.parse(bits))) is not None:
+        pytest.skip(refusal.reason)
+    return converted(method, bits, dtype, WIDTH, **options)[0]
 
 
 @pytest.mark.parametrize(
