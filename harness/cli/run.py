@@ -77,7 +77,10 @@ def _list(
 )
 @_list("--bits", "Widths, weights then activations.  [default: w4a6]")
 @_list("--model", "Bundled name or folder in diffusers format.  [default: shapes]", name="models")
-@click.option("--suite", help="Prompt suite or file.  [default: shapes-eval]")
+@click.option(
+    "--suite",
+    help="Prompt suite or file.  [default: shapes-eval; eval-general for models of real video]",
+)
 @click.option("--limit", type=click.IntRange(min=1), help="First n prompts.  [default: 16]")
 @_list("--seeds", "Seeds of the initial noise.  [default: 0]", item=int)
 @click.option(
@@ -153,6 +156,8 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def _print_plan(console: Any, prepared: Prepared, store: Any) -> None:
     from rich.table import Table
 
+    from harness.report.terminal import print_whole
+
     plan, guess = prepared.plan, prepared.guess
     table = Table(box=None, pad_edge=False)
     for head in ("cell", "quantize", "clips to make", "clips found", "note"):
@@ -162,7 +167,7 @@ def _print_plan(console: Any, prepared: Prepared, store: Any) -> None:
         quantize = "yes" if planned.needs_quantizing else "-"
         row = [planned.cell.id, quantize, str(planned.missing_clips), str(found)]
         table.add_row(*row, planned.unsupported)
-    console.print(table)
+    print_whole(table, console)
     lines = [f"record calibration: {name}" for name in plan.pools]
     lines += [
         f"device {plan.device.id} ({plan.device.name}), {plan.jobs} workers of "
