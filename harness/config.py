@@ -19,11 +19,12 @@ BASELINES = ("control", "rtn")
 DEFAULT_MODELS = ("shapes",)
 DEFAULT_METHODS = ("s2q", "ptq4dit")
 DEFAULT_BITS = ("w4a6",)
-DEFAULT_SUITE = "shapes-eval"
+DEFAULT_SUITE = "shapes-eval"  # of bundled models, which know no other words
+GENERAL_SUITE = "eval-general"  # of all others
 DEFAULT_LIMIT = 16
 BUNDLED_MODELS = ("shapes", "shapes-outliers")
-DEFAULT_CALIBRATION = "shapes-calib"  # of bundled models, which know no other words
-GENERAL_CALIBRATION = "calib-general"  # of all others
+DEFAULT_CALIBRATION = "shapes-calib"
+GENERAL_CALIBRATION = "calib-general"
 DEFAULT_BUDGET = "quick"
 DEFAULT_CALIBRATION_PROMPTS = 10
 
@@ -129,7 +130,7 @@ def resolve(file: ExperimentFile, flags: Flags) -> Experiment:
     return Experiment(
         models=models,
         rows=rows,
-        suite=flags.suite or run.suite or DEFAULT_SUITE,
+        suite=flags.suite or run.suite or default_suite(models),
         limit=flags.limit or run.limit or DEFAULT_LIMIT,
         seeds=_unique(flags.seeds or tuple(run.seeds or (0,))),
         gen=tuple(sorted(gen.items())),
@@ -148,19 +149,42 @@ def resolve(file: ExperimentFile, flags: Flags) -> Experiment:
     )
 
 
+def default_suite(models: tuple[str, ...]) -> str:
+    """The evaluation prompts that fit the models.
+
+    Raises:
+        UsageError: No suite fits all of them.
+    """
+    if _all_bundled(models, "evaluated", "choose: --suite"):
+        return DEFAULT_SUITE
+    return GENERAL_SUITE
+
+
 def _calibration_suite(models: tuple[str, ...]) -> str:
     """The calibration prompts that fit the models.
 
     Raises:
         UsageError: No suite fits all of them.
     """
+    choose = "choose: [calibration] suite = ... in the experiment file"
+    return (
+        DEFAULT_CALIBRATION if _all_bundled(models, "calibrated", choose) else GENERAL_CALIBRATION
+    )
+
+
+def _all_bundled(models: tuple[str, ...], done: str, choose: str) -> bool:
+    """Whether the models are the bundled ones.
+
+    Raises:
+        UsageError: Some are and some are not.
+    """
     bundled = [name for name in models if name in BUNDLED_MODELS]
     if bundled and len(bundled) < len(models):
         raise UsageError(
-            f"'{bundled[0]}' and other models are calibrated on different prompts",
-            "run them apart, or choose: [calibration] suite = ... in the experiment file",
+            f"'{bundled[0]}' and other models are {done} on different prompts",
+            f"run them apart, or {choose}",
         )
-    return DEFAULT_CALIBRATION if bundled else GENERAL_CALIBRATION
+    return bool(bundled)
 
 
 def _ungrouped(names: tuple[str, ...]) -> tuple[str, ...]:

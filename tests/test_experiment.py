@@ -34,13 +34,15 @@ def test_with_nothing_given_the_documented_defaults_hold() -> None:
     assert (found.calibration_suite, found.calibration_prompts) == ("shapes-calib", 10)
 
 
-def test_the_calibration_prompts_fit_the_models() -> None:
-    assert experiment(models=("cogvideox-2b", "/a/folder")).calibration_suite == "calib-general"
+def test_the_prompts_fit_the_models() -> None:
+    others = experiment(models=("cogvideox-2b", "/a/folder"))
+    assert (others.suite, others.calibration_suite) == ("eval-general", "calib-general")
     assert experiment(models=("shapes", "shapes-outliers")).calibration_suite == "shapes-calib"
     with pytest.raises(UsageError, match="different prompts"):
         experiment(models=("shapes", "latte"))
-    chosen = experiment('[calibration]\nsuite = "mine.txt"', models=("shapes", "latte"))
-    assert chosen.calibration_suite == "mine.txt"
+    suites = '[run]\nsuite = "ours.txt"\n[calibration]\nsuite = "mine.txt"'
+    chosen = experiment(suites, models=("shapes", "latte"))
+    assert (chosen.suite, chosen.calibration_suite) == ("ours.txt", "mine.txt")
     assert set(BUNDLED) == set(BUNDLED_MODELS)
 
 

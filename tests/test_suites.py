@@ -26,6 +26,17 @@ def test_general_calibration_prompts_are_varied_and_hold_no_written_text() -> No
     assert not [p.id for p in prompts if written & set(normalised(p.text).split())]
 
 
+def test_general_prompts_for_evaluation_are_none_that_a_method_is_calibrated_on() -> None:
+    calibrated, evaluated = (
+        load_suite("calib-general", role="calibration"),
+        load_suite("eval-general"),
+    )
+    assert len({normalised(p.text) for p in evaluated.prompts}) == 32
+    refuse_overlap(evaluated, calibrated)
+    for subject in ("people", "animals", "city", "nature", "object", "food", "vehicle", "fantasy"):
+        assert sum(dict(p.tags)["subject"] == subject for p in evaluated.prompts) == 4
+
+
 def test_every_bundled_suite_has_the_digest_it_states() -> None:
     assert set(bundled()) >= {"shapes-eval", "shapes-calib"}
     for name, row in bundled().items():

@@ -48,7 +48,7 @@ def diagnose(
     tables are printed; --out gets them as CSV, with a heat map of layers over timesteps.
     """
     from harness.cli import diagnosis
-    from harness.config import DEFAULT_SUITE
+    from harness.config import default_suite
     from harness.models.table import model_spec
     from harness.suites import load_suite
 
@@ -57,7 +57,7 @@ def diagnose(
     chosen = [one_target(target) for target in targets]
     spec = model_spec(_model_of(chosen, model))
     gen = _gen_of(chosen, spec)
-    named = suite or _suite_of(chosen) or DEFAULT_SUITE
+    named = suite or _suite_of(chosen) or default_suite((spec.name,))
     texts = load_suite(named, limit=prompts).prompts
     if any(n < 1 for n in steps):
         raise UsageError(f"step counts {','.join(map(str, steps))}", "give numbers from 1 up")
