@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +12,33 @@ from harness.models.families import family, family_of_class
 from harness.models.hub import TWO_DENOISERS, refuse_two_denoisers
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from diffusers import DiffusionPipeline
     from torch import nn
 
     from harness.spec import ModelSpec
+
+
+IMPORT_NOISE = (
+    "bitsandbytes", "torchao", "torch.utils._pytree",
+    "diffusers.quantizers.torchao.torchao_quantizer",
+)  # fmt: skip
+"""Where diffusers and the quantization libraries it finds log, at import, what concerns other devices."""
+
+
+@contextmanager
+def _quiet_import() -> Iterator[None]:
+    """Leave out warnings about extensions that this device could not use anyway."""
+    loggers = [logging.getLogger(name) for name in IMPORT_NOISE]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def load_pipeline(spec: ModelSpec, *, device: str, dtype: str) -> DiffusionPipeline:
@@ -29,9 +54,11 @@ def load_pipeline(spec: ModelSpec, *, device: str, dtype: str) -> DiffusionPipel
             supported.
     """
     import torch
-    from diffusers import DiffusionPipeline
-    from diffusers.utils.logging import disable_progress_bar
-    from transformers.utils.logging import disable_progress_bar as disable_transformers_bar
+
+    with _quiet_import():
+        from diffusers import DiffusionPipeline
+        from diffusers.utils.logging import disable_progress_bar
+        from transformers.utils.logging import disable_progress_bar as disable_transformers_bar
 
     disable_progress_bar()
     disable_transformers_bar()
