@@ -24,7 +24,7 @@ IMPORT_NOISE = (
     "bitsandbytes", "torchao", "torch.utils._pytree",
     "diffusers.quantizers.torchao.torchao_quantizer",
 )  # fmt: skip
-"""Where diffusers and the quantization libraries it finds log, at import, what concerns other devices."""
+"""Loggers of diffusers and of libraries it finds, which warn at import of other devices' needs."""
 
 
 @contextmanager

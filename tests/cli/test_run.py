@@ -147,7 +147,7 @@ def test_ctrl_c_stops_the_workers_says_what_is_kept_and_exits_130(place: Path) -
     os.kill(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert started
-    assert process.returncode == 130
+    assert process.returncode == 130, error
     assert re.search(r"interrupted; the workers are stopped, the \d+ results .* are kept", error)
     assert "the same command goes on from there" in error
     assert not any(worker.is_running() for worker in started)
