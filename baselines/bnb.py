@@ -128,8 +128,12 @@ def _converted(linear: nn.Linear, double_quant: bool, device: torch.device) -> L
 def _check(weight: torch.Tensor, inner: Any) -> None:
     """Refuse a layer that the library dequantizes with the scales of other blocks.
 
-    Its CPU code (0.50.2) does that for most input widths that are no multiple of the block.
+    Its CPU code (0.50.2) does that for most input widths that are no multiple of the block. At
+    other widths a block may be far off by right: the double quantization rounds the scales of
+    blocks that differ a hundredfold on one grid.
     """
+    if weight.shape[1] % BLOCK == 0:
+        return
     from bitsandbytes.functional import dequantize_4bit
 
     exact, state = weight.float().flatten(), inner.weight.quant_state

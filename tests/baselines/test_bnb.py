@@ -18,7 +18,7 @@ from harness.quant.calibration import record_pool
 from harness.quant.library import LibraryLinear, installed_version
 from harness.testing import PROMPTS, TINY_GEN, Bench, MethodConformance, tiny_pipeline
 from harness.worker import failure
-from tests.baselines.back_ends import FAMILY, converted, error, miniature
+from tests.baselines.back_ends import FAMILY, converted, error, miniature, one_layer
 
 if TYPE_CHECKING:
     from harness.method import Method
@@ -110,8 +110,16 @@ def test_weights_that_the_library_gives_back_wrong_are_refused(
     honest = functional.dequantize_4bit
     monkeypatch.setattr(functional, "dequantize_4bit", shifted)
     with pytest.raises(UnsupportedError, match="wrong weights back on cpu") as refused:
-        converted(BitsAndBytesNF4(), "w4a16", width=WIDTH)
+        one_layer(BitsAndBytesNF4(), "w4a16", nn.Linear(BLOCK + 32, 8))
     assert failure(refused.value)["status"] == "unsupported"
+
+
+@needs_bnb
+def test_scales_that_differ_widely_are_rounded_badly_by_right_and_not_refused() -> None:
+    linear = nn.Linear(2 * BLOCK, 64)
+    with torch.no_grad():
+        linear.weight[:, :BLOCK] *= 1000
+    assert one_layer(BitsAndBytesNF4(), "w4a16", linear).problems() == []
 
 
 @needs_bnb
