@@ -32,7 +32,7 @@ def standing_of(cell: PlannedCell) -> Ending:
     clips = len(cell.task.clips)
     if cell.needs_quantizing:
         return Ending(status=Status.SKIPPED, detail=f"{NOT_MADE}: not quantized")
-    made = f"{clips - cell.missing_clips} of {clips} clips"
+    made = f"has {clips - cell.missing_clips} of {clips} clips"
     return Ending(status=Status.SKIPPED, detail=f"{NOT_MADE}: {made}")
 
 
