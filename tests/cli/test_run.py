@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -154,7 +155,12 @@ def test_ctrl_c_stops_the_workers_says_what_is_kept_and_exits_130(place: Path) -
 
 
 def workers(pid: int) -> list[psutil.Process]:
-    return [p for p in psutil.Process(pid).children() if "harness.worker" in p.cmdline()]
+    found = []
+    for child in psutil.Process(pid).children():
+        with contextlib.suppress(psutil.Error):  # a short-lived child (git) may be gone by now
+            if "harness.worker" in child.cmdline():
+                found.append(child)
+    return found
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
