@@ -25,9 +25,9 @@ from harness.quant.apply import MODULATION, activation_of
 from harness.quant.artifact import replace_module_
 from harness.quant.capture import BRANCHES
 from harness.quant.clip import search_clip
-from harness.quant.gptq import gptq, group_hessians
-from harness.quant.grid import weight_grid
-from harness.quant.linear import QuantLinear, WeightSpec, quantize_linear, stored_grid
+from harness.quant.gptq import linear_hessians
+from harness.quant.gptq_linear import gptq_linear
+from harness.quant.linear import QuantLinear, WeightSpec
 from harness.quant.options import check_choice, check_range
 from harness.quant.salience import RULES, choose_samples, pool_salience, shortage
 from harness.quant.walk import Walk, block_groups
@@ -107,12 +107,12 @@ class RTNGPTQ:
         walk = Walk(transformer, ctx, chosen, branches=options.branches, verb="rounding")
         for step in walk:
             groups = block_groups(ctx.family, step.block, options.modulation)
-            hessians = group_hessians(step.block, ctx.family, groups, {}, step.inputs)
+            hessians = linear_hessians(step.block, ctx.family, groups, {}, step.inputs)
             for group in groups:
                 activation = activation_of(group, ActivationSpec(bits=ctx.bits.a))
                 for linear in group.linears:
                     rounded = _round(
-                        linear_at(step.block, linear), ctx.bits.w, activation, hessians[group.name]
+                        linear_at(step.block, linear), ctx.bits.w, activation, hessians[linear]
                     )
                     replace_module_(step.block, linear, rounded)
         return walk.report(passes=1, notes=shortage(chosen, options.samples))
@@ -122,11 +122,7 @@ def _round(
     linear: nn.Linear, bits: int, activation: ActivationSpec, hessian: Tensor
 ) -> QuantLinear:
     """Search the clip of every row, then round by GPTQ."""
-    spec = WeightSpec(bits=bits)
-    if bits == IDENTITY_WIDTH:
-        return quantize_linear(linear, spec, activation)
-    weight = linear.weight.detach().float()
-    grid = stored_grid(weight_grid(weight, bits, clip=search_clip(weight, bits)))
-    return quantize_linear(
-        linear, spec, activation, grid=grid, codes=gptq(weight, hessian, grid, bits)
-    )
+    clip: Tensor | float = 1.0
+    if bits < IDENTITY_WIDTH:
+        clip = search_clip(linear.weight.detach().float(), bits)
+    return gptq_linear(linear, WeightSpec(bits=bits), activation, hessian, clip=clip)

@@ -31,7 +31,6 @@ from harness.api import (
     Unsupported,
 )
 from harness.models.families.base import linear_at
-from harness.models.families.fold import fold_scale_
 from harness.quant.activation import ActivationSpec
 from harness.quant.adaround import AdaRoundLinear, StaticActivation, annealed_beta
 from harness.quant.apply import MODULATION
@@ -40,7 +39,7 @@ from harness.quant.attention_mass import block_attention_mass, token_weights
 from harness.quant.block_trainer import BlockTask, train_block
 from harness.quant.capture import BRANCHES
 from harness.quant.clip import percentile_grid
-from harness.quant.grid import Affine, storable
+from harness.quant.grid import Affine
 from harness.quant.linear import (
     WeightSpec,
     quantize_linear,
@@ -50,8 +49,8 @@ from harness.quant.linear import (
 from harness.quant.options import check_choice, check_range
 from harness.quant.salience import RULES, choose_samples, pool_salience, shortage
 from harness.quant.samples import uniform_samples
+from harness.quant.smoothing import apply_scale_
 from harness.quant.statistics import channel_absmax_by_step, sample_values
-from harness.quant.transform import ChannelScale
 from harness.quant.walk import Walk, block_groups
 
 if TYPE_CHECKING:
@@ -324,13 +323,8 @@ class _Run:
         """Fold the balancing into the producers, in place; return what stays online, by group."""
         online: dict[str, list[nn.Module]] = {}
         for group in self.groups(block):
-            if group.name not in scales:
-                continue
-            rest: Tensor | None = scales[group.name]
-            if group.fold is not None:
-                rest = fold_scale_(block, group, scales[group.name])
-            if rest is not None:
-                online[group.name] = [ChannelScale(storable(rest))]
+            if group.name in scales:
+                online[group.name] = apply_scale_(block, group, scales[group.name])
         return online
 
     def token_weights(

@@ -37,7 +37,7 @@ from harness.quant.low_rank import LowRank
 from harness.quant.options import check_choice, check_range
 from harness.quant.salience import shortage
 from harness.quant.samples import uniform_samples
-from harness.quant.smoothing import HIGHEST, LOWEST, summarise_inputs
+from harness.quant.smoothing import smoothing_scale, summarise_inputs
 from harness.quant.transform import ChannelScale
 from harness.quant.walk import Walk, block_groups
 
@@ -214,23 +214,6 @@ def smoothing_pairs(points: int = 20) -> list[tuple[float, float]]:
     return [(0.0, 0.0), *((a, 0.0) for a in steps), *((a, 1 - a) for a in steps)]
 
 
-def smoothing_factor(activation: Tensor, weight: Tensor, alpha: float, beta: float) -> Tensor:
-    """Factor of every channel, max|X|^alpha / max|W|^beta.
-
-    Args:
-        activation: max|X_j|, ``[in_features]``.
-        weight: max|W_j| over all linears of the input, ``[in_features]``.
-        alpha: Exponent of the activation.
-        beta: Exponent of the weight.
-
-    Returns:
-        ``[in_features]`` in storage precision; 1 where the channel or its weights are zero.
-    """
-    factor = activation.double() ** alpha / weight.double() ** beta
-    used = (activation > 0) & (weight > 0)
-    return storable(torch.where(used, factor, 1.0).clamp(LOWEST, HIGHEST).float())
-
-
 class Factors(NamedTuple):
     """A branch: ``up`` ``[out, rank]`` times ``down`` ``[rank, in]``, as the artifact holds it."""
 
@@ -357,7 +340,7 @@ class SharedFit:
         pairs = smoothing_pairs(self.options.points) if self.options.smoothing else [(0.0, 0.0)]
         best, least = torch.ones_like(peak), float("inf")
         for alpha, beta in pairs:
-            scale = smoothing_factor(self.inputs.peak, peak, alpha, beta)
+            scale = storable(smoothing_scale(self.inputs.peak, peak, alpha, beta))
             error = self.error(scale, self.branch(self.stacked * scale))
             if error < least:
                 best, least = scale, error

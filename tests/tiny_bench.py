@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from harness.models.families import family
 from harness.models.families.base import linear_at
-from harness.quant.capture import first_block_inputs, run_block, split_branches
+from harness.quant.capture import run_block
 from harness.quant.samples import uniform_samples
+from tests.blocks import first_block_inputs, split_branches
 
 if TYPE_CHECKING:
     from harness.testing import Bench

@@ -101,28 +101,18 @@ def named_arguments(
     return {k: v for k, v in taken.items() if k in named}
 
 
-def first_block_inputs(
+@torch.no_grad()
+def each_first_block_input(
     transformer: nn.Module, family: Family, pool: CalibrationPool, samples: Sequence[Sample]
-) -> list[BlockInput]:
-    """Run the denoiser up to its first block and keep that block's arguments.
+) -> Iterator[BlockInput]:
+    """Run the denoiser up to its first block and give that block's arguments, sample by sample.
 
     Args:
         transformer: The denoiser.
         family: Its facts.
         pool: Recorded trajectories.
         samples: Which candidates.
-
-    Returns:
-        One entry for each sample, in order.
     """
-    return list(each_first_block_input(transformer, family, pool, samples))
-
-
-@torch.no_grad()
-def each_first_block_input(
-    transformer: nn.Module, family: Family, pool: CalibrationPool, samples: Sequence[Sample]
-) -> Iterator[BlockInput]:
-    """As ``first_block_inputs``, one sample in memory at a time."""
     _, first = family.blocks(transformer)[0]
     device = next(transformer.parameters()).device
     caught: list[dict[str, Any]] = []
@@ -153,24 +143,6 @@ def each_first_block_input(
 BRANCHES = ("both", "alternate", "cond")
 
 
-def split_branches(inputs: Sequence[BlockInput], rule: str) -> list[BlockInput]:
-    """Choose the guidance branches of every sample.
-
-    Args:
-        inputs: Samples with all branches, the conditional one last.
-        rule: ``both`` keeps the batch, ``cond`` the last branch, ``alternate`` one branch a sample,
-            in turn within each timestep and from timestep to timestep.
-
-    Raises:
-        ValueError: The rule is unknown.
-    """
-    turns = branch_turns([given.sample for given in inputs], inputs[0].branches, rule)
-    return [
-        given if turn is None else given.branch(turn)
-        for given, turn in zip(inputs, turns, strict=True)
-    ]
-
-
 def branch_turns(samples: Sequence[Sample], branches: int, rule: str) -> list[int | None]:
     """Which guidance branch every sample keeps; None for all of them.
 
@@ -199,14 +171,6 @@ def run_block(block: nn.Module, family: Family, given: BlockInput) -> dict[str, 
     out = block(**given.streams, **given.fixed)
     out = out if isinstance(out, tuple) else (out,)
     return dict(zip(family.streams, out, strict=True))
-
-
-@torch.no_grad()
-def run_block_over(
-    block: nn.Module, family: Family, inputs: Sequence[BlockInput]
-) -> list[BlockInput]:
-    """Run a block on every sample; the results are the next block's inputs."""
-    return [given.with_streams(run_block(block, family, given)) for given in inputs]
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -49,40 +48,6 @@ class Hessian:
         return self._sum.double() * (2.0 / self._count)
 
 
-def group_hessians(
-    block: nn.Module,
-    family: Family,
-    groups: Sequence[InputGroup],
-    transforms: Mapping[str, Sequence[nn.Module]],
-    inputs: Sequence[BlockInput],
-) -> dict[str, Tensor]:
-    """Second moments of the transformed inputs of every group of a block.
-
-    Args:
-        block: Full-precision block.
-        family: Its facts.
-        groups: Groups of interest.
-        transforms: Input transforms by group; absent groups have none.
-        inputs: Block inputs.
-
-    Returns:
-        float64 ``[in_features, in_features]`` by group.
-    """
-    by_linear = {linear: group.name for group in groups for linear in group.observed}
-    found: dict[str, Hessian] = {}
-
-    def see(linear: str, x: Tensor) -> None:
-        name = by_linear[linear]
-        for step in transforms.get(name, ()):
-            x = step(x)
-        found.setdefault(name, Hessian(x.shape[-1], x.device)).add(x)
-
-    with torch.no_grad(), observing(block, list(by_linear), see):
-        for given in inputs:
-            run_block(block, family, given)
-    return {name: hessian.matrix() for name, hessian in found.items()}
-
-
 def linear_hessians(
     block: nn.Module,
     family: Family,
@@ -92,8 +57,8 @@ def linear_hessians(
 ) -> dict[str, Tensor]:
     """Second moments of the transformed inputs of every linear of a block.
 
-    Unlike ``group_hessians`` it keeps the streams of a split group apart, whose linears read
-    different tokens. Linears that read the same tensor share one matrix.
+    Linears that read the same tensor share one matrix; those of a split group, which read
+    different tokens of one tensor, have their own.
 
     Args:
         block: Full-precision block.
@@ -105,15 +70,20 @@ def linear_hessians(
     Returns:
         float64 ``[in_features, in_features]`` by name of the linear, relative to the block.
     """
-    alone = [
-        replace(group, name=linear, linears=(linear,), split=False)
-        for group in groups
-        for linear in group.observed
-    ]
-    own = {linear: transforms.get(g.name, ()) for g in groups for linear in g.observed}
-    found = group_hessians(block, family, alone, own, inputs)
+    group_of = {linear: group for group in groups for linear in group.observed}
+    found: dict[str, Hessian] = {}
+
+    def see(linear: str, x: Tensor) -> None:
+        for step in transforms.get(group_of[linear].name, ()):
+            x = step(x)
+        found.setdefault(linear, Hessian(x.shape[-1], x.device)).add(x)
+
+    with torch.no_grad(), observing(block, list(group_of), see):
+        for given in inputs:
+            run_block(block, family, given)
+    matrices = {linear: hessian.matrix() for linear, hessian in found.items()}
     return {
-        linear: found[linear if group.split else group.linears[0]]
+        linear: matrices[linear if group.split else group.linears[0]]
         for group in groups
         for linear in group.linears
     }

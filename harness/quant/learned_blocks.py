@@ -15,14 +15,13 @@ import torch
 
 from harness.bits import IDENTITY_WIDTH
 from harness.models.families.base import linear_at
-from harness.models.families.fold import fold_scale_
 from harness.quant.activation import ActivationSpec
 from harness.quant.apply import MODULATION, activation_of
 from harness.quant.artifact import replace_module_
 from harness.quant.block_trainer import BlockTask, train_block
 from harness.quant.capture import BRANCHES
-from harness.quant.gptq import gptq, group_hessians
-from harness.quant.grid import storable, weight_grid
+from harness.quant.gptq import gptq, linear_hessians, output_error
+from harness.quant.grid import weight_grid
 from harness.quant.learned import (
     ROTATIONS,
     LearnedInput,
@@ -38,8 +37,8 @@ from harness.quant.linear import (
     transformed_weight,
 )
 from harness.quant.options import check_choice, check_range
+from harness.quant.smoothing import apply_scale_
 from harness.quant.statistics import channel_absmax
-from harness.quant.transform import ChannelScale
 from harness.quant.walk import block_groups
 
 if TYPE_CHECKING:
@@ -227,15 +226,15 @@ class BlockLearner:
         """Fold scales into their producers, round every weight in its learned basis, in place."""
         groups = self.groups(block)
         transforms = {g.name: _fold_(block, g, learned.inputs[g.name]) for g in groups}
-        hessians = group_hessians(block, self.ctx.family, groups, transforms, inputs)
+        hessians = linear_hessians(block, self.ctx.family, groups, transforms, inputs)
         for group in groups:
             for name in group.linears:
                 linear = linear_at(block, name)
-                layer = self._round_linear(
-                    linear, group, transforms[group.name], learned, name,
-                    hessians[group.name],
-                )  # fmt: skip
-                self.errors[f"{prefix}.{name}"] = layer_error(linear, layer, hessians[group.name])
+                steps, hessian = transforms[group.name], hessians[name]
+                layer = self._round_linear(linear, group, steps, learned, name, hessian)
+                mapped = transformed_weight(linear.weight.float(), steps)
+                error = output_error(mapped, layer.dequantized(), hessian)
+                self.errors[f"{prefix}.{name}"] = error
                 replace_module_(block, name, layer)
 
     def _round_linear(
@@ -266,14 +265,8 @@ class BlockLearner:
 def _fold_(block: nn.Module, group: InputGroup, shared: LearnedInput) -> list[nn.Module]:
     """Fold the scale of a group, in place; return the transforms that stay online."""
     scale, kronecker = shared.scale(), shared.kronecker()
-    steps: list[nn.Module] = []
-    if scale is not None and group.fold is not None:
-        scale = fold_scale_(block, group, scale)
-    if scale is not None:
-        steps.append(ChannelScale(storable(scale)))
-    if kronecker is not None:
-        steps.append(kronecker)
-    return steps
+    steps = [] if scale is None else apply_scale_(block, group, scale)
+    return steps if kronecker is None else [*steps, kronecker]
 
 
 def initial_scale(absmax: Tensor, linears: Sequence[nn.Linear], alpha: float) -> Tensor:
@@ -287,10 +280,3 @@ def initial_scale(absmax: Tensor, linears: Sequence[nn.Linear], alpha: float) ->
     weight = torch.stack([m.weight.detach().abs().amax(0) for m in linears]).amax(0)
     scale = absmax.clamp_min(1e-5) ** alpha / weight.clamp_min(1e-5) ** (1 - alpha)
     return scale.clamp(1e-5, 1e5)
-
-
-def layer_error(linear: nn.Linear, layer: QuantLinear, hessian: Tensor) -> float:
-    """Relative output error by the weight's rounding alone, tr(dW H dW^T) / tr(W H W^T)."""
-    weight = transformed_weight(linear.weight.float(), list(layer.transforms)).double()
-    delta = layer.dequantized().double() - weight
-    return float(((delta @ hessian) * delta).sum() / ((weight @ hessian) * weight).sum())

@@ -52,11 +52,6 @@ class LowRank(nn.Module):
         """Rank of the branch."""
         return self.down.shape[0]
 
-    @property
-    def parameters_added(self) -> int:
-        """Numbers that the branch stores."""
-        return self.down.numel() + self.up.numel() + (0 if self.gain is None else self.gain.numel())
-
     def forward(self, z: Tensor) -> Tensor:
         """Branch output, ``[..., tokens, in_features]`` to ``[..., tokens, out_features]``.
 

@@ -121,18 +121,21 @@ def summarise_inputs(
     }
 
 
-def smoothing_scale(activation: Tensor, weight: Tensor, alpha: float) -> Tensor:
-    """SmoothQuant's factor, s_j = max|X_j|^alpha / max|W_j|^(1 - alpha).
+def smoothing_scale(
+    activation: Tensor, weight: Tensor, alpha: float, beta: float | None = None
+) -> Tensor:
+    """SmoothQuant's factor, s_j = max|X_j|^alpha / max|W_j|^beta with beta = 1 - alpha.
 
     Args:
         activation: max|X_j|, ``[in_features]``.
         weight: max|W_j| over every linear that reads the input, ``[in_features]``.
         alpha: Migration strength, 0 to 1; the larger, the more goes into the weights.
+        beta: Exponent of the weight where it is not 1 - alpha (SVDQuant, arXiv 2411.05007).
 
     Returns:
         ``[in_features]``; 1 where the channel or its weights are zero.
     """
-    scale = activation.double() ** alpha / weight.double() ** (1 - alpha)
+    scale = activation.double() ** alpha / weight.double() ** (1 - alpha if beta is None else beta)
     used = (activation > 0) & (weight > 0)
     return torch.where(used, scale, 1.0).clamp(LOWEST, HIGHEST).float()
 

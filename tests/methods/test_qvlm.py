@@ -20,7 +20,7 @@ from harness.models.families import family
 from harness.quant.activation import ActivationSpec
 from harness.quant.artifact import replace_module_
 from harness.quant.calibration import CalibrationPool, Sample, record_pool
-from harness.quant.capture import first_block_inputs, run_block, split_branches
+from harness.quant.capture import run_block
 from harness.quant.clip import search_clip
 from harness.quant.linear import QuantLinear, WeightSpec, quantize_linear
 from harness.quant.samples import uniform_samples
@@ -36,6 +36,7 @@ from methods.qvlm_blocks import (
     thin,
 )
 from methods.qvlm_search import RATIOS
+from tests.blocks import first_block_inputs, split_branches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

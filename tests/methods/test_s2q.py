@@ -15,12 +15,13 @@ from harness.method import QuantContext, QuantReport
 from harness.models.families import family
 from harness.quant.block_trainer import BlockTask, reconstruction_loss, train_block
 from harness.quant.calibration import CalibrationPool, DenoiserCall, Sample, record_pool
-from harness.quant.capture import BlockInput, first_block_inputs, run_block_over, split_branches
+from harness.quant.capture import BlockInput
 from harness.quant.learned import LearnedInput, LearnedLinear
 from harness.quant.learned_blocks import initial_scale
 from harness.quant.linear import QuantLinear, quantize_linear
 from harness.testing import PROMPTS, TINY_GEN, tiny_pipeline
 from methods.s2q import S2Q, S2QOptions
+from tests.blocks import first_block_inputs, run_block_over, split_branches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

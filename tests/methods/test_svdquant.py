@@ -20,9 +20,10 @@ from harness.models.families import family
 from harness.quant.activation import quantize_activation
 from harness.quant.calibration import record_pool
 from harness.quant.gptq import Hessian
+from harness.quant.grid import storable
 from harness.quant.linear import QuantLinear, WeightSpec
 from harness.quant.low_rank import LowRank
-from harness.quant.smoothing import InputSummary
+from harness.quant.smoothing import InputSummary, smoothing_scale
 from harness.stages.quantize import branch_bits, quantize
 from harness.testing import PROMPTS, TINY_GEN, tiny_pipeline
 from methods.svdquant import (
@@ -31,7 +32,6 @@ from methods.svdquant import (
     SVDQuantOptions,
     fitting_rank,
     round_to_nearest,
-    smoothing_factor,
     smoothing_pairs,
     truncated_svd,
 )
@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 WIDTH = 32
+
+
+def smoothing_factor(activation: Tensor, weight: Tensor, alpha: float, beta: float) -> Tensor:
+    return storable(smoothing_scale(activation, weight, alpha, beta))
 
 
 def make_block(seed: int = 0) -> nn.Module:

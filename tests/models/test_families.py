@@ -14,8 +14,9 @@ from harness.models.families.base import target_linears
 from harness.models.sample import denoise, denoiser_step, initial_noise, sample
 from harness.quant.attention_mass import block_attention_mass
 from harness.quant.calibration import Sample, record_pool
-from harness.quant.capture import first_block_inputs, run_block
+from harness.quant.capture import run_block
 from harness.testing import PROMPTS, Bench, make_bench
+from tests.blocks import first_block_inputs
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -20,17 +20,13 @@ from harness.quant.activation import ActivationSpec
 from harness.quant.apply import activation_of
 from harness.quant.artifact import replace_module_
 from harness.quant.calibration import CalibrationPool, Sample, record_pool
-from harness.quant.capture import (
-    BlockInput,
-    first_block_inputs,
-    run_block_over,
-    split_branches,
-)
+from harness.quant.capture import BlockInput
 from harness.quant.linear import WeightSpec, quantize_linear
 from harness.quant.samples import uniform_samples
 from harness.quant.spill import SpilledInputs
 from harness.quant.walk import Walk, block_groups
 from harness.testing import PROMPTS, TINY_GEN, tiny_pipeline
+from tests.blocks import first_block_inputs, run_block_over, split_branches
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
