@@ -119,6 +119,12 @@ _DEVIATIONS = (
         why="the function is the same, and every input has it, also behind a nonlinearity",
     ),
     Deviation(
+        kind="adaptation",
+        what="the rank is at most a quarter of a weight's smaller side, and the report says where; "
+        "32 stands from a width of 128 on",
+        why="a branch of rank 32 would hold all of a miniature's weight",
+    ),
+    Deviation(
         kind="reconstructed",
         what="all linears that read one tensor share smoothing and down-projection, whatever "
         "their number (q, k, v and the feed-forward of a single-stream block)",
