@@ -12,6 +12,16 @@ if TYPE_CHECKING:
 TINY_TEXT_TOKENS = 8
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what loads gigabytes, unless it is asked for: ``-m heavy``."""
+    if "heavy" in config.option.markexpr:
+        return
+    unasked = pytest.mark.skip(reason="loads models of gigabytes; run it with -m heavy")
+    for item in items:
+        if "heavy" in item.keywords:
+            item.add_marker(unasked)
+
+
 def build_tiny_pipeline(folder: Path, *, seed: int = 0) -> Path:
     """Write the miniature of ``harness.testing`` in diffusers format."""
     from harness.testing import tiny_pipeline
