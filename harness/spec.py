@@ -92,6 +92,8 @@ class PromptSuite:
         role: ``eval`` or ``calibration``; the planner refuses overlap between the two.
         prompts: In order; ``--limit n`` takes the first n.
         digest: sha256 of the canonical JSON of the prompts used.
+        source: The installed package whose list it was read from, with that list's digest; empty
+            for bundled suites and files. Said, never hashed: ``digest`` covers what was read.
     """
 
     name: str
@@ -99,6 +101,7 @@ class PromptSuite:
     role: str
     prompts: tuple[Prompt, ...]
     digest: str
+    source: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,6 +157,7 @@ class Record:
         key: Store key of what the value was computed from.
         at: UTC time in ISO format when the value was computed.
         detail: Reason for a status other than ``ok``, or a qualifier such as ``simulated``.
+        scorer: Who judged, where it is not this package: version, weights, device, precision.
     """
 
     run: str
@@ -172,4 +176,5 @@ class Record:
     key: str = ""
     at: str = ""
     detail: str = ""
+    scorer: str = ""
     schema: int = field(default=1)

@@ -1,4 +1,4 @@
-"""Prompt suites: bundled ones checked against their digest, one's own from a file."""
+"""Prompt suites: bundled ones checked against their digest, VBench's, one's own from a file."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from typing import Any
 from harness.errors import HarnessError, UsageError, unknown_name
 from harness.keys import file_digest, prompts_digest
 from harness.spec import Prompt, PromptSuite
+from harness.vbench import suites as vbench
+from harness.vbench.environment import REMEDY, find, missing_line
 
 TABLE = "suites.toml"
 TEXT_COLUMNS = ("prompt", "text")
@@ -40,36 +42,62 @@ def bundled(folder: Path | None = None) -> dict[str, SuiteRow]:
 
 
 def load_suite(
-    name: str, *, limit: int | None = None, role: str = "eval", folder: Path | None = None
+    name: str,
+    *,
+    limit: int | None = None,
+    role: str = "eval",
+    folder: Path | None = None,
+    python: str | None = None,
 ) -> PromptSuite:
     """Read a suite.
 
     Args:
-        name: A bundled name, or the path of a ``.txt`` (a prompt a line), ``.csv`` (a column
-            ``prompt`` or ``text``) or ``.jsonl`` file (``text``, optionally ``id`` and ``tags``).
+        name: A bundled name, one of VBench's (``harness.vbench.suites.PATTERNS``), or the path of a
+            ``.txt`` (a prompt a line), ``.csv`` (a column ``prompt`` or ``text``) or ``.jsonl``
+            file (``text``, optionally ``id`` and ``tags``).
         limit: Take the first so many prompts; None for all.
-        role: What a suite of one's own is used for; a bundled suite states its role.
+        role: What a suite of one's own is used for; any other suite states its role.
         folder: Where the bundled suites lie, for tests.
+        python: The scoring interpreter, whose package VBench's prompts are read from; None for the
+            one that ``harness fetch vbench`` left.
 
     Raises:
-        UsageError: No such suite, a suite of the other role, or a file that holds no prompts.
-        HarnessError: A bundled file does not have the digest it was released with.
+        UsageError: No such suite, a suite of the other role, a file that holds no prompts, or a
+            limit on one of VBench's.
+        HarnessError: A bundled file does not have the digest it was released with, or VBench is not
+            installed or another version.
     """
     known = bundled(folder)
-    if name in known:
-        suite = _load_bundled(known[name], folder or _folder())
-        if suite.role != role:
+    if name in known or vbench.is_name(name):
+        own_role = known[name].role if name in known else "eval"
+        if own_role != role:
             raise UsageError(
-                f"suite '{name}' is for {suite.role}, not for {role}",
+                f"suite '{name}' is for {own_role}, not for {role}",
                 f"choose one of: {', '.join(n for n, row in known.items() if row.role == role)}",
             )
+        vbench.refuse_limit(name, limit)
+        if name not in known:
+            return _load_vbench(name, python)
+        suite = _load_bundled(known[name], folder or _folder())
     elif Path(name).suffix in SUFFIXES:
         suite = _load_own(Path(name), role)
     else:
-        error = unknown_name("suite", name, known)
+        error = unknown_name("suite", name, [*known, *vbench.PATTERNS])
         raise UsageError(error.message, f"{error.hint}; or a path ending in .txt, .csv or .jsonl")
     prompts = suite.prompts if limit is None else suite.prompts[:limit]
     return replace(suite, prompts=prompts, digest=prompts_digest(prompts))
+
+
+def vbench_rows(python: str | None = None) -> list[tuple[str, str]]:
+    """Names of VBench's suites with what they are, or with how to get them.
+
+    Raises:
+        HarnessError: The scoring environment does not work, or holds another version.
+    """
+    environment = find(python)
+    if environment is None:
+        return [(name, missing_line()) for name in vbench.PATTERNS]
+    return vbench.listed(environment.full_info)
 
 
 def normalised(text: str) -> str:
@@ -111,6 +139,15 @@ def _load_bundled(row: SuiteRow, folder: Path) -> PromptSuite:
         )
     suite = _load_own(path, row.role)
     return replace(suite, name=row.name, version=row.version)
+
+
+def _load_vbench(name: str, python: str | None) -> PromptSuite:
+    environment = find(python)
+    if environment is None:
+        raise HarnessError(
+            f"suite '{name}' is read from the vbench package, which is not installed", REMEDY
+        )
+    return vbench.load(name, environment.full_info)
 
 
 def _load_own(path: Path, role: str) -> PromptSuite:
