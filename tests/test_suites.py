@@ -7,9 +7,12 @@ import pytest
 
 from harness.errors import HarnessError, UsageError
 from harness.keys import file_digest
-from harness.suites import bundled, load_suite, normalised, refuse_overlap
+from harness.suites import bundled, load_suite, normalised, refuse_overlap, vbench_rows
+from harness.vbench.environment import Environment, missing_line
+from tests.vbench import made_list
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -133,3 +136,75 @@ def test_an_overlap_is_found_whatever_case_and_punctuation(tmp_path: Path) -> No
             load_suite(str(tmp_path / "eval.txt")),
             load_suite(str(tmp_path / "fit.txt"), role="calibration"),
         )
+
+
+@pytest.fixture
+def scorer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], list[str | None]]:
+    """Pretends that the scoring environment is there, or is not; notes who was asked for."""
+    asked: list[str | None] = []
+    environment = Environment(
+        python=tmp_path / "python",
+        versions={},
+        full_info=made_list.write(tmp_path),
+        full_info_sha256="",
+        cuda=False,
+        problems=(),
+    )
+
+    def pretend(there: bool) -> list[str | None]:
+        def find(python: str | None = None) -> Environment | None:
+            asked.append(python)
+            return environment if there else None
+
+        monkeypatch.setattr("harness.suites.find", find)
+        return asked
+
+    return pretend
+
+
+def test_the_prompts_of_vbench_come_from_the_installed_package(
+    scorer: Callable[[bool], list[str | None]],
+) -> None:
+    asked = scorer(True)
+    assert len(load_suite("vbench-8").prompts) == 251
+    assert len(load_suite("vbench-subset-20", python="/some/python").prompts) == 20
+    assert asked == [None, "/some/python"]
+
+
+def test_without_the_package_the_error_says_how_to_get_it(
+    scorer: Callable[[bool], list[str | None]],
+) -> None:
+    scorer(False)
+    with pytest.raises(HarnessError, match="not installed") as caught:
+        load_suite("vbench-full")
+    assert caught.value.hint == "harness fetch vbench"
+    assert str(caught.value).count("\n") == 1
+
+
+def test_a_suite_of_vbench_is_neither_cut_nor_calibrated_on(
+    scorer: Callable[[bool], list[str | None]],
+) -> None:
+    asked = scorer(False)
+    with pytest.raises(UsageError, match="sorted by dimension") as caught:
+        load_suite("vbench-8", limit=20)
+    assert "vbench-subset-20" in caught.value.hint
+    with pytest.raises(UsageError, match="is for eval, not for calibration") as caught:
+        load_suite("vbench-8", role="calibration")
+    assert "calib-general" in caught.value.hint
+    assert asked == []
+
+
+def test_the_listing_names_the_suites_of_vbench_with_or_without_it(
+    scorer: Callable[[bool], list[str | None]],
+) -> None:
+    scorer(False)
+    names = [name for name, about in vbench_rows() if about == missing_line()]
+    scorer(True)
+    assert [name for name, _ in vbench_rows()] == names
+    assert "251 prompts" in dict(vbench_rows())["vbench-8"]
+
+
+def test_a_misspelt_suite_of_vbench_names_the_nearest() -> None:
+    with pytest.raises(UsageError) as caught:
+        load_suite("vbench-ful")
+    assert "did you mean vbench-full?" in caught.value.hint
