@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vbench_worker.decode import Footage, read_footage
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
 
     from vbench_worker.decode import Readers

@@ -134,7 +134,7 @@ class _Capture:
             raise NotImplementedError(f"the official code asks for property {what} of a video")
         return self._footage.fps
 
-    def isOpened(self) -> bool:  # noqa: N802 -- cv2's name
+    def isOpened(self) -> bool:
         return True
 
     def read(self) -> tuple[bool, np.ndarray | None]:
