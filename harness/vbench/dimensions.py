@@ -81,7 +81,7 @@ DIMENSIONS = {
         Dimension(
             name="object_class",
             kind=SEMANTIC,
-            weights=("grit",),
+            weights=("grit", "bert-base-uncased"),
             custom=False,
             asks=_AUXILIARY,
             detector=True,
@@ -89,7 +89,7 @@ DIMENSIONS = {
         Dimension(
             name="multiple_objects",
             kind=SEMANTIC,
-            weights=("grit",),
+            weights=("grit", "bert-base-uncased"),
             custom=False,
             asks=_AUXILIARY,
             detector=True,
@@ -98,7 +98,7 @@ DIMENSIONS = {
         Dimension(
             name="color",
             kind=SEMANTIC,
-            weights=("grit",),
+            weights=("grit", "bert-base-uncased"),
             custom=False,
             asks=("text", "auxiliary"),
             detector=True,
@@ -106,7 +106,7 @@ DIMENSIONS = {
         Dimension(
             name="spatial_relationship",
             kind=SEMANTIC,
-            weights=("grit",),
+            weights=("grit", "bert-base-uncased"),
             custom=False,
             asks=_AUXILIARY,
             detector=True,
