@@ -4,27 +4,57 @@ from __future__ import annotations
 
 import shutil
 import sys
+from pathlib import Path
 
 import click
 
 _GB = 1e9
+_CLIPS = 8
+_MARKS = {True: "ok  ", False: "FAIL", None: "--  "}  # the last: optional, and not there
 
 
 @click.command()
-def doctor() -> int:
-    """Say what this machine has and what it lacks; exits 4 when a run cannot work."""
-    problems = 0
-    for name, state, fine in _checks():
-        click.echo(f"{'ok  ' if fine else 'FAIL'}  {name:<14} {state}")
-        problems += not fine
-    return 4 if problems else 0
+@click.option(
+    "--vbench",
+    is_flag=True,
+    help="Score synthetic clips with VBench as its package does and as this one does; compare.",
+)
+@click.option(
+    "--weights",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="With --vbench: folder of weights.  [default: that of `harness fetch vbench-weights`]",
+)
+@click.option("--clips", type=click.IntRange(min=1), help="With --vbench: how many clips.")
+@click.option(
+    "--dimension", "dimensions", multiple=True, help="With --vbench: only this one; again."
+)
+def doctor(
+    vbench: bool, weights: Path | None, clips: int | None, dimensions: tuple[str, ...]
+) -> int:
+    """Say what this machine has and what it lacks; exits 4 when something is broken."""
+    from harness.errors import UsageError
+
+    if vbench:
+        from harness.vbench.selfcheck import run
+
+        return run(python=None, weights=weights, clips=clips or _CLIPS, dimensions=dimensions)
+    if weights is not None or clips is not None or dimensions:
+        raise UsageError("--weights, --clips and --dimension go with --vbench", "add --vbench")
+    rows = _checks()
+    width = max(len(name) for name, _, _ in rows)
+    for name, state, fine in rows:
+        click.echo(f"{_MARKS[fine]}  {name:<{width}} {state}")
+    return 4 if any(fine is False for _, _, fine in rows) else 0
 
 
-def _checks() -> list[tuple[str, str, bool]]:
+def _checks() -> list[tuple[str, str, bool | None]]:
     from harness import provenance
+    from harness.cli import doctor_vbench
     from harness.stages.score import lpips_missing
 
-    rows = [("python", sys.version.split()[0], sys.version_info >= (3, 11))]
+    rows: list[tuple[str, str, bool | None]] = [
+        ("python", sys.version.split()[0], sys.version_info >= (3, 11))
+    ]
     for name in ("torch", "diffusers", "transformers", "torchmetrics", "scipy", "pandas", "av"):
         found = provenance.package_version(name)
         rows.append((name, found or "is not installed", bool(found)))
@@ -34,7 +64,7 @@ def _checks() -> list[tuple[str, str, bool]]:
     gpus = provenance.cuda_names()
     rows.append(("gpu", ", ".join(gpus) or "none; everything runs on the processor", True))
     rows.append(("cpu", f"{provenance.cpu_name()}, {provenance.cores()} cores", True))
-    return [*rows, *_store(), *_codecs(), *_installed()]
+    return [*rows, *_store(), *_codecs(), *_installed(), *doctor_vbench.rows()]
 
 
 def _store() -> list[tuple[str, str, bool]]:

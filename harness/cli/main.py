@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from typing import Any
 
 import click
 
-from harness.errors import HarnessError, InfraError, UsageError, unknown_name
+from harness.cli.lazy import LazyGroup
+from harness.errors import HarnessError, InfraError, UsageError
 
 COMMANDS = {
     "run": ("harness.cli.run:run", "Quantize, generate, score, measure; print the table."),
@@ -19,6 +19,7 @@ COMMANDS = {
     "list": ("harness.cli.listing:listing", "List methods, models or suites."),
     "verify": ("harness.cli.verify:verify", "Check quantized models; say what they hold."),
     "diagnose": ("harness.cli.diagnose:diagnose", "Where and when a quantized model goes wrong."),
+    "fetch": ("harness.cli.fetch:fetch", "Fetch the VBench environment and weights."),
     "doctor": ("harness.cli.doctor:doctor", "Say what this machine has and what it lacks."),
     "gc": ("harness.cli.gc:gc", "Remove leftovers and old results from the store."),
 }
@@ -26,41 +27,9 @@ INTERRUPTED = 130
 _DEBUG = "--debug"
 
 
-class LazyGroup(click.Group):
-    """A group that imports a command when it is called."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names in the order of the table above."""
-        del ctx
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a command."""
-        del ctx
-        if cmd_name not in COMMANDS:
-            return None
-        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
-        command = getattr(importlib.import_module(module), attribute)
-        if not isinstance(command, click.Command):
-            raise TypeError(f"{module}:{attribute} is no click command")
-        return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command, or say which is nearest."""
-        if args and args[0] not in COMMANDS:
-            raise unknown_name("command", args[0], COMMANDS)
-        return super().resolve_command(ctx, args)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the commands without importing them."""
-        del ctx
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
-
-
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(package_name="vdit-quant-harness", prog_name="harness")
 def cli() -> None:
     """Compare post-training quantization methods for video diffusion transformers.
