@@ -6,6 +6,7 @@ JSON in, events on stdout, an exit code. All that libraries print goes to stderr
 from __future__ import annotations
 
 import errno
+import importlib
 import importlib.util
 import json
 import os
@@ -72,7 +73,7 @@ def check(out: IO[str]) -> None:
 
 
 def _lend_vocabulary(weights: Path) -> None:
-    """Put the vocabulary that ViCLIP reads at import where it looks; openai-clip brings the file."""
+    """Put the vocabulary that ViCLIP reads at import where it looks; openai-clip has the file."""
     found = importlib.util.find_spec("clip")
     if found is not None and found.origin is not None:
         folder = weights / "ViCLIP"
@@ -89,7 +90,7 @@ def _dimensions() -> list[str]:
 
 def _import(name: str) -> str:
     if name == "static_filter":
-        from vbench.cli import static_filter
+        importlib.import_module("vbench.cli.static_filter")
     else:
         dimension_module(name)
     return ""

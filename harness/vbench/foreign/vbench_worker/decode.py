@@ -52,12 +52,14 @@ class Readers:
         decodes: Files decoded to the end for scoring.
         checks: Files decoded a second time to compare the readers.
         scaled: Files opened again since the dimension asks decord to scale while it decodes.
+        refused: Files that decord decodes but cannot hand out; cv2's frames stand for them.
         same: Kind of file -> whether cv2 and decord agree on it.
     """
 
     decodes: int = 0
     checks: int = 0
     scaled: int = 0
+    refused: int = 0
     same: dict[tuple[int, int, int], bool] = field(default_factory=dict)
 
     def counts(self) -> dict[str, Any]:
@@ -66,6 +68,7 @@ class Readers:
             "decodes": self.decodes,
             "reader_checks": self.checks,
             "scaled_decodes": self.scaled,
+            "refused_by_decord": self.refused,
             "readers_agree": all(self.same.values()),
         }
 
@@ -79,13 +82,14 @@ def read_footage(path: Path, readers: Readers) -> Footage:
     bgr, fps, kind = _read_cv2(path)
     readers.decodes += 1
     if kind not in readers.same:
-        rgb = _read_decord(path)
         readers.checks += 1
-        readers.same[kind] = np.array_equal(rgb, bgr[..., ::-1])
-    elif readers.same[kind]:
+        theirs = _read_decord(path)
+        readers.same[kind] = theirs is None or np.array_equal(theirs, bgr[..., ::-1])
+        readers.refused += theirs is None
+    if readers.same[kind]:
         rgb = np.stack([cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) for frame in bgr])
     else:
-        rgb = _read_decord(path)
+        rgb = _frames_of_decord(path)
         readers.decodes += 1
     rgb.flags.writeable = False
     bgr.flags.writeable = False
@@ -111,15 +115,28 @@ def _read_cv2(path: Path) -> tuple[np.ndarray, float, tuple[int, int, int]]:
     return np.stack(frames), fps, (codec, height, width)
 
 
-def _read_decord(path: Path) -> np.ndarray:
+def _read_decord(path: Path) -> np.ndarray | None:
+    """What decord reads, None where it decodes the file and cannot hand out its frames.
+
+    It aligns the rows of some widths and then finds its own array too small for them.
+    """
     try:
         reader = decord.VideoReader(str(path), num_threads=1)
         with decord.bridge._BridgeScope("native"):
             return np.array(reader.get_batch(range(len(reader))).asnumpy())
     except decord.DECORDError as error:
+        if "size must exactly match" in str(error):
+            return None
         raise UnscorableError(
             f"cannot be decoded: decord says {str(error).strip().splitlines()[-1]}"
         ) from error
+
+
+def _frames_of_decord(path: Path) -> np.ndarray:
+    frames = _read_decord(path)
+    if frames is None:
+        raise UnscorableError("cannot be decoded: decord cannot hand out frames of this width")
+    return frames
 
 
 class _Capture:
