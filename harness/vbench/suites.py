@@ -47,7 +47,10 @@ GROUPS = {
 """Prompts by the dimensions they are listed for, in the order of the list of vbench 0.1.5."""
 SMALLEST, LARGEST = len(GROUPS), sum(GROUPS.values())
 
-_TAG_AUXILIARY, _TAG_DIMENSIONS, _TAG_SAMPLES = "auxiliary", "dimensions", "samples"
+# Prefixed, for the tags of one's own prompts may be called anything.
+_TAG_AUXILIARY, _TAG_DIMENSIONS, _TAG_SAMPLES = (
+    f"vbench.{name}" for name in ("auxiliary", "dimensions", "samples")
+)
 _PROBLEM = "the prompt list '{path}' is not the one of vbench {version}: {what}"
 _REMEDY = f"install vbench {VBENCH_VERSION}: harness fetch vbench"
 

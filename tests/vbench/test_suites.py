@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -195,4 +196,12 @@ def test_the_listing_counts_clips_and_is_empty_without_the_package(full_info: Pa
 
 def test_prompts_without_tags_have_one_clip_and_no_dimension() -> None:
     prompt = Prompt(id="a", text="a cat")
+    assert (samples(prompt), dimensions(prompt), auxiliary(prompt, "scene")) == (1, (), None)
+
+
+def test_tags_of_ones_own_are_not_taken_for_those_of_vbench(tmp_path: Path) -> None:
+    tags = {"samples": "many", "dimensions": "scene", "auxiliary": "{"}
+    row = {"id": "a", "text": "a cat", "tags": tags}
+    (tmp_path / "mine.jsonl").write_text(json.dumps(row))
+    (prompt,) = load_suite(str(tmp_path / "mine.jsonl")).prompts
     assert (samples(prompt), dimensions(prompt), auxiliary(prompt, "scene")) == (1, (), None)
