@@ -11,6 +11,10 @@ weights while it scores, with no digest to check them by, and calls SciPy's sqrt
 that SciPy 1.18 removes. torchmetrics and torch-fidelity have networks of images only. torchvision's
 r3d_18 (Kinetics-400) is kept with torch, and its weights' file is named after its digest.
 
+The distance of finite sets is too large, by an amount that falls as one over their size: two draws
+of 1 000 from one Gaussian of 512 features of unit variance are 133 apart, of 8 000 they are 16
+apart. Values compare only at the same number of clips.
+
 Frames are prepared by torchvision's own preset of these weights (128 x 171, centre crop 112), all
 of them; features are the 512 values after the last pooling, one row a clip.
 """
@@ -30,7 +34,7 @@ if TYPE_CHECKING:
 
 METRIC = "fvd_r3d18_to_fp"
 FEATURES = 512
-# A covariance of 512 features has full rank only from 513 clips on; at 1 000 it is still rough.
+# A covariance of 512 features has full rank from 513 clips on only.
 MIN_CLIPS = 1000
 MIN_FRAMES = 2
 

@@ -74,3 +74,15 @@ def test_a_hub_without_weights_is_an_error_and_nothing_is_recorded(served: Local
     with pytest.raises(HarnessError, match="cannot be read from the hub"):
         clip_weights.fetch_clip()
     assert not (home() / clip_weights.RECORD).exists()
+
+
+def test_what_the_cache_holds_needs_no_network(
+    served: LocalHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip_weights.fetch_clip()
+    identity, asked = clip_weights.clip_identity(), len(served.asked)
+    (home() / clip_weights.RECORD).unlink()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    clip_weights.fetch_clip()
+    assert clip_weights.clip_identity() == identity
+    assert len(served.asked) == asked

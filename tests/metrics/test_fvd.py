@@ -87,6 +87,14 @@ def test_too_few_clips_give_a_reason_and_no_number():
             distance(*pair)
 
 
+def test_independent_draws_are_nearer_the_more_there_are():
+    noise = np.random.default_rng(0)
+    few, many = (
+        distance(*noise.standard_normal((2, clips, 20)), at_least=FEW) for clips in (FEW, 10 * FEW)
+    )
+    assert many == pytest.approx(few / 10, rel=0.5)
+
+
 def test_features_that_are_not_finite_are_no_number():
     rows = np.zeros((FEW, 3))
     rows[7, 1] = np.nan
