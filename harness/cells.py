@@ -11,6 +11,7 @@ from harness.provenance import Device, cohort
 from harness.spec import Cell, GenSpec, ModelSpec, Prompt, PromptSuite
 from harness.stages.score import SCORERS, find_score, scorers_for
 from harness.task import CellTask, ClipTask, Keyed, PoolTask
+from harness.vbench.suites import samples
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -98,7 +99,7 @@ class CellPlanner:
         clips = tuple(
             self._clip(model, gen, quant, prompt, seed, reference)
             for prompt in self.suite.prompts
-            for seed in self.experiment.seeds
+            for seed in self.experiment.seeds or range(samples(prompt))
         )
         if row.method.name == REFERENCE and not reference:
             keys = {(c.prompt.id, c.seed): c.clip.key for c in clips}
@@ -112,7 +113,12 @@ class CellPlanner:
             pool=pool.pool.key if pool else "",
             artifact=None if facts.unquantized else quant,
             clips=clips,
-            scorers=scorers_for(model.judge, self.suite.prompts),
+            scorers=scorers_for(
+                model.judge,
+                self.suite.prompts,
+                self.experiment.metrics or (),
+                clips=len(clips),
+            ),
         )
         missing_clips, missing_scores = self._missing(task)
         artifact = task.artifact

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from harness.distance import fvd_to_reference
+from harness.judged import Judged, judged_cautions
+from harness.metric_names import FVD
+from harness.metric_units import unit
 from harness.records import CellOutcome
 from harness.spec import Record, Status
 from harness.stages.generate import FACTS_FILE, MP4_FILE
 from harness.stages.measure import BUSY, MEASURE_FILE
-from harness.stages.score import SCORERS, find_score, lpips_missing
+from harness.stages.score import (
+    EXTRAS,
+    FVD_METRIC,
+    SCORERS,
+    extra_missing,
+    find_score,
+    lpips_missing,
+)
 from harness.stats import by_prompt
 
 if TYPE_CHECKING:
@@ -22,34 +33,6 @@ if TYPE_CHECKING:
     from harness.store import Entry, Store
     from harness.task import ClipTask
 
-UNITS = {
-    "psnr_db": ("dB", "higher"),
-    "ssim": ("ratio", "higher"),
-    "latent_cosine": ("ratio", "higher"),
-    "latent_error": ("ratio", "lower"),
-    "lpips": ("ratio", "lower"),
-    "artifact_bytes": ("bytes", "lower"),
-    "compression": ("ratio", "higher"),
-    "avg_w_bits": ("bits", "lower"),
-    "avg_a_bits": ("bits", "lower"),
-    "clip_a_bits": ("bits", "none"),
-    "layers_quantized": ("layers", "none"),
-    "layers_target": ("layers", "none"),
-    "weights_quantized": ("ratio", "none"),
-    "calibration_s": ("s", "lower"),
-    "calibration_forwards": ("forwards", "none"),
-    "calibration_samples": ("samples", "none"),
-    "peak_bytes": ("bytes", "lower"),
-    "step_latency_s": ("s", "lower"),
-    "step_latency_iqr_s": ("s", "none"),
-    "clip_latency_s": ("s", "lower"),
-    "clip_latency_iqr_s": ("s", "none"),
-}
-_PREFIXES = {
-    "oracle_": ("bool", "higher"),
-    "margin_": ("margin", "higher"),
-    "steps_form_": ("steps", "none"),
-}
 REPORT_FILE = "report.json"
 STEPS = "steps_by_choice"
 """In a clip's facts: the form that its step policy chose at each step, in order."""
@@ -84,29 +67,25 @@ def outcome(planned: PlannedCell, ending: Ending, store: Store) -> CellOutcome:
     )
 
 
-def unit(metric: str) -> tuple[str, str]:
-    """Unit of a metric and which direction is better."""
-    for prefix, answer in _PREFIXES.items():
-        if metric.startswith(prefix):
-            return answer
-    return UNITS[metric]
-
-
 @dataclass(kw_only=True)
 class Collector:
     """Reads what the store holds of a plan.
 
     Attributes:
         measures: Key of the measured set by model name, empty where nothing was measured.
+        troubles: Status and reason of what VBench could not be asked for, by score key.
     """
 
     plan: Plan
     store: Store
     measures: Mapping[str, str]
+    troubles: Mapping[str, tuple[Status, str]] = field(default_factory=dict)
+    _judged: list[Judged] = field(default_factory=list)
 
     def records(self, planned: PlannedCell) -> Iterator[Record]:
         """Every value of one cell."""
         yield from self._clip_records(planned)
+        yield from self._judged_records(planned)
         steps = list(self._step_records(planned))
         yield from steps
         yield from self._artifact_records(planned, steps)
@@ -115,6 +94,28 @@ class Collector:
             yield self._record(
                 planned, "lpips", None, status=Status.SKIPPED, detail=lpips_missing()
             )
+        yield from self._extra_records(planned)
+
+    def cautions(self) -> list[str]:
+        """What must be said of VBench's values among the records read so far."""
+        return judged_cautions(self._judged, self.plan)
+
+    def _extra_records(self, planned: PlannedCell) -> Iterator[Record]:
+        """What was asked for and is not there, and the distance of the row from the reference."""
+        clips = len(planned.task.clips)
+        for name in self.plan.experiment.metrics or ():
+            if name in EXTRAS and name not in planned.task.scorers:
+                why = extra_missing(name, clips)
+                for metric in EXTRAS[name]:
+                    yield self._record(planned, metric, None, status=Status.SKIPPED, detail=why)
+        if FVD in planned.task.scorers and planned.waits_for:
+            yield self._record(planned, FVD_METRIC, **fvd_to_reference(planned, self.store))
+
+    def _judged_records(self, planned: PlannedCell) -> Iterator[Record]:
+        row = Judged(plan=self.plan, store=self.store, planned=planned, troubles=self.troubles)
+        self._judged.append(row)
+        for metric, value, facts in row.records():
+            yield self._record(planned, metric, value, **facts)
 
     def _record(
         self,
@@ -127,6 +128,7 @@ class Collector:
         key: str = "",
         at: str = "",
         detail: str = "",
+        scorer: str = "",
     ) -> Record:
         cell = planned.cell
         measured_in, better = unit(metric)
@@ -147,6 +149,7 @@ class Collector:
             key=key,
             at=at,
             detail=detail,
+            scorer=scorer,
         )
 
     def _clip_records(self, planned: PlannedCell) -> Iterator[Record]:

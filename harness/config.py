@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 from harness.bits import BitSpec
 from harness.errors import UsageError
 from harness.experiment_file import ExperimentFile, MethodSection
+from harness.metric_names import expand
 from harness.registry import several
 from harness.spec import GenSpec, MethodSpec
+from harness.vbench.suites import is_name
 
 _T = TypeVar("_T")
 
@@ -43,6 +45,7 @@ class Flags:
     device: str | None = None
     jobs: int | None = None
     baselines: bool | None = None
+    metrics: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,22 +76,46 @@ class Execution:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Judge:
+    """How VBench is run.
+
+    Attributes:
+        python: Interpreter that has it; None for the one that `harness fetch vbench` made.
+        scorer: ``shared`` loads each model and reads each file once; ``official`` calls the
+            package's own function for each dimension.
+        precision: ``float32``; ``bfloat16`` is faster, and its values are not the official ones.
+        batch: Frames or pairs of frames that a model sees at once.
+        shards: Workers that share the clips; None for as many as fit.
+    """
+
+    python: str | None = None
+    scorer: str = "shared"
+    precision: str = "float32"
+    batch: int = 1
+    shards: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Experiment:
     """What to compare, every default filled in.
 
     Attributes:
+        limit: First so many prompts; None for the whole suite.
+        seeds: Seeds of the initial noise; empty for as many as the suite asks of each prompt.
         gen: Overrides of each model's generation settings.
         calibration_prompts: Prompts whose trajectories are recorded for calibration.
         calibration_budget: ``quick`` shortens the training of methods on bundled models (the table
             says so), ``full`` runs every method at its own defaults.
         lenient: Methods that a group name (``all``, ``baselines``) stands for: one of them that
             cannot be loaded is an unsupported row, not an error.
+        metrics: What is judged beside the metrics that are always there; None for what fits the
+            suite.
     """
 
     models: tuple[str, ...]
     rows: tuple[Row, ...]
     suite: str
-    limit: int
+    limit: int | None
     seeds: tuple[int, ...]
     gen: tuple[tuple[str, Any], ...]
     calibration_suite: str
@@ -97,6 +124,8 @@ class Experiment:
     execution: Execution
     out: Path | None
     lenient: tuple[str, ...] = ()
+    metrics: tuple[str, ...] | None = None
+    judge: Judge = Judge()
 
     def gen_for(self, default: GenSpec) -> GenSpec:
         """A model's generation settings with the overrides applied."""
@@ -107,7 +136,7 @@ def resolve(file: ExperimentFile, flags: Flags) -> Experiment:
     """Merge file and flags and fill in the defaults; flags win.
 
     Raises:
-        UsageError: A width cannot be read or two rows have the same name.
+        UsageError: A width cannot be read, a metric is unknown, or two rows have the same name.
     """
     run = file.run
     bits = _widths(flags.bits or tuple(run.bits or DEFAULT_BITS))
@@ -127,12 +156,15 @@ def resolve(file: ExperimentFile, flags: Flags) -> Experiment:
         gen["guidance"] = float(gen["guidance"])
     out = flags.out or (Path(run.out) if run.out else None)
     models = _unique(flags.models or tuple(run.models or DEFAULT_MODELS))
+    suite = flags.suite or run.suite or default_suite(models)
+    whole = is_name(suite)
+    metrics = flags.metrics or (tuple(run.metrics) if run.metrics else None)
     return Experiment(
         models=models,
         rows=rows,
-        suite=flags.suite or run.suite or default_suite(models),
-        limit=flags.limit or run.limit or DEFAULT_LIMIT,
-        seeds=_unique(flags.seeds or tuple(run.seeds or (0,))),
+        suite=suite,
+        limit=flags.limit or run.limit or (None if whole else DEFAULT_LIMIT),
+        seeds=_unique(flags.seeds or tuple(run.seeds or (() if whole else (0,)))),
         gen=tuple(sorted(gen.items())),
         calibration_suite=file.calibration.suite or _calibration_suite(models),
         calibration_prompts=file.calibration.prompts or DEFAULT_CALIBRATION_PROMPTS,
@@ -146,7 +178,14 @@ def resolve(file: ExperimentFile, flags: Flags) -> Experiment:
         ),
         out=out,
         lenient=lenient,
+        metrics=None if metrics is None else expand(metrics),
+        judge=_judge(file),
     )
+
+
+def _judge(file: ExperimentFile) -> Judge:
+    given = file.vbench.model_dump(exclude_none=True)
+    return Judge(python=file.envs.vbench.python, **given)
 
 
 def default_suite(models: tuple[str, ...]) -> str:

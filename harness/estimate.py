@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from harness.errors import InfraError
 from harness.models.table import BUNDLED, transformer_parameters
+from harness.stages.judge import PREFIX, TASK
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,6 +24,21 @@ WORKER_START_S = 8.0  # imports of torch and diffusers, 7.6 and 8.6 s seen on a 
 _LATENT_SHARE = 0.1  # final latents beside raw frames, generously
 _ARTIFACT_BYTES_PER_PARAMETER = 4.0  # every layer kept at float32: the most an artifact can take
 _RESERVE_BYTES = 64 << 20
+# Seconds of one clip of 49 frames of 480x720 on one core of a server (Xeon with AMX), until
+# something was judged here; not known for other dimensions and not for accelerators.
+_JUDGE_S = {
+    "temporal_flickering": 0.4,
+    "subject_consistency": 24.0,
+    "background_consistency": 8.0,
+    "motion_smoothness": 50.0,
+    "dynamic_degree": 400.0,
+    "aesthetic_quality": 61.0,
+    "imaging_quality": 20.0,
+    "overall_consistency": 13.0,
+    "temporal_style": 13.0,
+    "scene": 100.0,
+}
+_JUDGE_FRAMES = 49
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +75,15 @@ def estimate(plan: Plan, store: Store) -> Estimate:
         known = known and clip_s is not None
         work[name] = WORKER_START_S + len(pool.prompts) * (clip_s or 1.0)
     spread = max([sum(work.values()) / plan.jobs, *work.values()], default=0.0)
-    if work and plan.experiment.execution.measure:
+    made = bool(work)
+    if plan.scores:
+        judge_s = _judge_s(plan, history)
+        known = known and judge_s is not None
+        judges = plan.judges
+        each = WORKER_START_S + (judge_s or 1.0 * plan.scores.total()) / judges
+        work |= {f"{TASK}{i + 1}": each for i in range(judges)}
+        spread += each
+    if made and plan.experiment.execution.measure:
         real = sum(c.facts.unquantized for c in plan.cells)
         rate = max((_model_clip_s(m.name, history) or 0.0 for m in plan.models), default=0.0)
         spread += WORKER_START_S + 4 * real * rate
@@ -78,7 +102,9 @@ def plan_line(plan: Plan, guess: Estimate) -> str:
     if not guess.work_s:
         return f"{cells}, {plan.clips} clips found, nothing to make"
     took = "time unknown until the first clip" if guess.seconds is None else _about(guess.seconds)
-    return f"{cells}, {plan.missing_clips} clips to make, {found} found, {took}"
+    clips = f"{plan.missing_clips} clips to make, {found} found"
+    judged = f", {plan.scores.total()} VBench values" if plan.scores else ""
+    return f"{cells}, {clips}{judged}, {took}"
 
 
 def check_space(plan: Plan, guess: Estimate, store: Store, folder: Path) -> None:
@@ -126,6 +152,22 @@ def _model_clip_s(model: str, history: dict[str, list[float]]) -> float | None:
     if (seconds := _recent(history, f"model:{model}")) is not None:
         return seconds
     return BUNDLED[model].clip_s if model in BUNDLED else None
+
+
+def _judge_s(plan: Plan, history: dict[str, list[float]]) -> float | None:
+    """Seconds of judging on one worker; None where a dimension was never timed."""
+    bench = plan.judging.bench
+    frames = max((gen.frames for gen in plan.gens.values()), default=_JUDGE_FRAMES)
+    total = 0.0
+    for dimension, count in plan.scores.items():
+        rate = _recent(history, f"score:{PREFIX}{dimension}")
+        if rate is None and bench is not None and bench.device.id == "cpu":
+            rate = _JUDGE_S.get(dimension)
+            rate = None if rate is None else rate * frames / _JUDGE_FRAMES
+        if rate is None:
+            return None
+        total += rate * count
+    return total
 
 
 def _rates(

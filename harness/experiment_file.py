@@ -27,6 +27,7 @@ class RunSection(_Section):
     suite: str | None = None
     limit: int | None = Field(default=None, ge=1)
     seeds: list[int] | None = Field(default=None, min_length=1)
+    metrics: list[str] | None = Field(default=None, min_length=1)
     out: str | None = None
     baselines: bool | None = None
 
@@ -74,6 +75,27 @@ class ExecutionSection(_Section):
     measure: bool | None = None
 
 
+class EnvSection(_Section):
+    """``[envs.vbench]``: an interpreter that exists already."""
+
+    python: str | None = None
+
+
+class EnvsSection(_Section):
+    """``[envs]``: environments beside this one."""
+
+    vbench: EnvSection = EnvSection()
+
+
+class VBenchSection(_Section):
+    """``[vbench]``: how the official judge is run."""
+
+    scorer: Literal["shared", "official"] | None = None
+    precision: Literal["float32", "bfloat16"] | None = None
+    batch: int | None = Field(default=None, ge=1)
+    shards: int | None = Field(default=None, ge=1)
+
+
 class ExperimentFile(_Section):
     """A whole experiment file."""
 
@@ -82,6 +104,8 @@ class ExperimentFile(_Section):
     gen: GenSection = GenSection()
     calibration: CalibrationSection = CalibrationSection()
     execution: ExecutionSection = ExecutionSection()
+    envs: EnvsSection = EnvsSection()
+    vbench: VBenchSection = VBenchSection()
 
 
 def load_file(path: Path) -> ExperimentFile:
@@ -118,9 +142,12 @@ def _explain(path: Path, cause: ValidationError) -> UsageError:
         "gen": GenSection,
         "calibration": CalibrationSection,
         "execution": ExecutionSection,
+        "envs": EnvsSection,
+        "envs.vbench": EnvSection,
+        "vbench": VBenchSection,
     }
     if len(place) > 1:
-        section = sections[place[0]]
+        section = sections.get(".".join(place[:-1])) or sections[place[0]]
     known = sorted(section.model_fields)
     near = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.5)
     guess = f"did you mean {near[0]}? " if near else ""

@@ -5,11 +5,14 @@ Planning reads the store; all it changes there is to move damaged entries away.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from harness.cells import CellPlanner, PlannedCell
+from harness.config import Judge
 from harness.errors import UsageError
+from harness.judging import Judging, plan_judging
 from harness.keys import (
     digest,
     measure_inputs,
@@ -41,6 +44,8 @@ class Plan:
         pools: Pool tasks by id, those whose pool is missing.
         cohorts: Cohort of each model by name.
         gens: Generation settings of each model by name.
+        judging: What is asked of VBench.
+        scores: Values that VBench has to be asked for, by dimension.
     """
 
     run: str
@@ -53,6 +58,14 @@ class Plan:
     pools: dict[str, PoolTask] = field(default_factory=dict)
     cohorts: dict[str, dict[str, Any]] = field(default_factory=dict)
     gens: dict[str, GenSpec] = field(default_factory=dict)
+    judging: Judging = field(default_factory=Judging)
+    scores: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def judges(self) -> int:
+        """Judges side by side."""
+        chosen = self.experiment.judge.shards
+        return chosen or self.judging.workers(self.device, self.jobs)
 
     @property
     def jobs(self) -> int:
@@ -81,7 +94,8 @@ def make_plan(experiment: Experiment, store: Store) -> Plan:
         UsageError: A name is unknown, or evaluation and calibration prompts overlap.
     """
     device = find_device(experiment.execution.device)
-    suite = load_suite(experiment.suite, limit=experiment.limit)
+    python = experiment.judge.python
+    suite = load_suite(experiment.suite, limit=experiment.limit, python=python)
     models = tuple(model_spec(name) for name in experiment.models)
     if len({model.name for model in models}) != len(models):
         raise UsageError("two models have the same name", "rename one of the folders")
@@ -94,13 +108,14 @@ def make_plan(experiment: Experiment, store: Store) -> Plan:
         calibration = load_suite(
             experiment.calibration_suite, limit=experiment.calibration_prompts, role="calibration"
         )
-        refuse_overlap(load_suite(experiment.suite), calibration)
+        refuse_overlap(load_suite(experiment.suite, python=python), calibration)
     planner = CellPlanner(
         experiment=experiment, store=store, device=device, suite=suite, calibration=calibration
     )
     cells = tuple(c for model, row, facts in rows for c in planner.cells(model, row, facts))
     used = {cell.pool for cell in cells if cell.needs_quantizing and not cell.unsupported}
     pools = {name: task for name, task in planner.pools.items() if name in used}
+    judging = plan_judging(experiment, suite, device)
     return Plan(
         run=_run_id(experiment, models, suite, calibration, planner.cohorts),
         experiment=experiment,
@@ -112,6 +127,8 @@ def make_plan(experiment: Experiment, store: Store) -> Plan:
         pools={k: p for k, p in pools.items() if store.find("pool", p.pool.key) is None},
         cohorts=planner.cohorts,
         gens=planner.gens,
+        judging=judging,
+        scores=judging.open(store, cells),
     )
 
 
@@ -154,6 +171,15 @@ def _run_id(
     identity.pop("execution")
     identity.pop("lenient")  # how the rows were named, not which they are
     identity["measure"] = experiment.execution.measure
+    # Where the judge is installed and how it is spread neither; what it is asked does, where it is
+    # not what the suite asks anyway.
+    asked, judge = identity.pop("metrics"), identity.pop("judge")
+    if asked is not None:
+        identity["metrics"] = asked
+    default = plain(Judge())
+    how = {n: judge[n] for n in ("scorer", "precision", "batch") if judge[n] != default[n]}
+    if how:
+        identity["judge"] = how
     identity["revisions"] = [[m.name, m.revision, m.variant] for m in models]
     identity["prompts"] = [suite.digest, calibration.digest if calibration else ""]
     return digest([identity, cohorts])[:RUN_ID_LENGTH]

@@ -127,6 +127,7 @@ class Cell:
 
     Attributes:
         bits: ``w4a6`` and the like; ``fp`` for rows that are not quantized (``fp``, ``control``).
+        seeds: Seeds of the initial noise; empty for as many as the suite asks of each prompt.
     """
 
     model: ModelSpec

@@ -79,7 +79,11 @@ def describe_run(
         warnings: What a reader of the table must know.
         command: Command line that asked for it.
     """
-    told = {"failures": list(failures), "warnings": list(warnings)}
+    told = {
+        "failures": list(failures),
+        "warnings": list(warnings),
+        "remarks": list(plan.judging.remarks),
+    }
     return Run(
         id=plan.run,
         folder=folder,

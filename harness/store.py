@@ -133,7 +133,8 @@ class Store:
             kind: One of ``KINDS``.
             key: Digest of ``inputs``.
             inputs: What the key was made from; kept in the manifest.
-            about: Facts that are no part of the key: seconds, names, the model's folder.
+            about: Facts that are no part of the key: names, the model's folder, and ``seconds``
+                where the work was done before the block, whose own time it is otherwise.
 
         Raises:
             InfraError: The store cannot be written.
@@ -146,7 +147,7 @@ class Store:
         started = time.monotonic()
         try:
             yield work
-            facts = {**(about or {}), "seconds": round(time.monotonic() - started, 3)}
+            facts = {"seconds": round(time.monotonic() - started, 3), **(about or {})}
             self._publish(work, kind, key, inputs, facts)
         finally:
             shutil.rmtree(work, ignore_errors=True)

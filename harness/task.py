@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 POOL = "pool"
 CELL = "cell"
 MEASURE = "measure"
+JUDGE = "judge"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +99,24 @@ class MeasureTask:
     kind: str = MEASURE
 
 
-Task = PoolTask | CellTask | MeasureTask
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JudgeTask:
+    """Score clips in the scoring environment, whose worker knows nothing of this package.
+
+    Attributes:
+        python: Interpreter of that environment.
+        folder: Where the weights lie; the worker runs in it.
+        job: The worker's job file, but for what the executor adds: threads and parent.
+    """
+
+    id: str
+    python: Path
+    folder: Path
+    job: dict[str, Any]
+    kind: str = JUDGE
+
+
+Task = PoolTask | CellTask | MeasureTask | JudgeTask
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,8 +199,13 @@ def _measure(raw: Mapping[str, Any]) -> MeasureTask:
     return MeasureTask(**{**_common(raw), "rows": rows, "measure": Keyed(**raw["measure"])})
 
 
+def _judge(raw: Mapping[str, Any]) -> JudgeTask:
+    return JudgeTask(**{**raw, "python": Path(raw["python"]), "folder": Path(raw["folder"])})
+
+
 _READERS: dict[str, Callable[[Mapping[str, Any]], Task]] = {
     POOL: _pool,
     CELL: _cell,
     MEASURE: _measure,
+    JUDGE: _judge,
 }

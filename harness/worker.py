@@ -65,8 +65,10 @@ def run_job(job: Job, events: Events) -> None:
         _pool(job.task, job, store, events)
     elif isinstance(job.task, CellTask):
         _Cell(task=job.task, job=job, store=store, events=events).run()
-    else:
+    elif isinstance(job.task, MeasureTask):
         _measure(job.task, job, store, events)
+    else:
+        raise TypeError("clips are judged by the worker of the scoring environment")
 
 
 def _prepare_torch(job: Job) -> None:

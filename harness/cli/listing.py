@@ -158,10 +158,10 @@ def _models() -> list[tuple[str, str]]:
 
 
 def _suites() -> list[tuple[str, str]]:
-    from harness.suites import bundled
+    from harness.suites import bundled, vbench_rows
 
     rows = [
         (name, f"{row.role}, version {row.version}, sha256 {row.sha256[:12]}; {row.about}")
         for name, row in bundled().items()
     ]
-    return [*rows, ("<file>", "one's own: .txt, .csv or .jsonl")]
+    return [*rows, *vbench_rows(), ("<file>", "one's own: .txt, .csv or .jsonl")]

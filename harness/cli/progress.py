@@ -18,6 +18,7 @@ from rich.progress import (
 )
 
 from harness.spec import Status
+from harness.stages.judge import TASK as JUDGE
 
 if TYPE_CHECKING:
     from harness.executors.base import Ended, Event
@@ -33,6 +34,7 @@ _STAGES = {
     "measure": (0.0, 1.0),
 }
 _STAGES_WITHOUT_QUANTIZING = {"generate": (0.0, 0.93), "score": (0.93, 1.0)}
+_STAGES_OF_A_JUDGE = {"score": (0.0, 1.0)}
 
 
 _LINE_INTERVAL_S = 60.0
@@ -86,6 +88,8 @@ class ProgressMonitor:
             return
         stage = str(event.facts["stage"])
         stages = _STAGES if event.task in self._quantizing else _STAGES_WITHOUT_QUANTIZING
+        if event.task.startswith(JUDGE):
+            stages = _STAGES_OF_A_JUDGE
         start, end = stages.get(stage, _STAGES[stage])
         share = start + (end - start) * min(1.0, float(event.facts["fraction"]))
         self._shares[event.task] = max(share, self._shares.get(event.task, 0.0))

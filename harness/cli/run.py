@@ -79,10 +79,22 @@ def _list(
 @_list("--model", "Bundled name or folder in diffusers format.  [default: shapes]", name="models")
 @click.option(
     "--suite",
-    help="Prompt suite or file.  [default: shapes-eval; eval-general for models of real video]",
+    help="Prompt suite or file; see `harness list suites`.  [default: shapes-eval; eval-general "
+    "for models of real video]",
 )
-@click.option("--limit", type=click.IntRange(min=1), help="First n prompts.  [default: 16]")
-@_list("--seeds", "Seeds of the initial noise.  [default: 0]", item=int)
+@click.option(
+    "--limit", type=click.IntRange(min=1), help="First n prompts.  [default: 16; all of VBench's]"
+)
+@_list(
+    "--seeds",
+    "Seeds of the initial noise.  [default: 0; on VBench's prompts as many as it asks for]",
+    item=int,
+)
+@_list(
+    "--metrics",
+    "What is judged beside fidelity: vbench-8, vbench-16, dimensions of VBench, flow_score, clip, "
+    "fvd, none.  [default: what fits the suite]",
+)
 @click.option(
     "--config", type=click.Path(path_type=Path), help="Experiment file (TOML); flags override it."
 )
@@ -169,6 +181,8 @@ def _print_plan(console: Any, prepared: Prepared, store: Any) -> None:
         table.add_row(*row, planned.unsupported)
     print_whole(table, console)
     lines = [f"record calibration: {name}" for name in plan.pools]
+    lines += [f"judge {name}: {count} values" for name, count in plan.scores.items()]
+    lines += plan.judging.remarks
     lines += [
         f"device {plan.device.id} ({plan.device.name}), {plan.jobs} workers of "
         f"{plan.experiment.execution.threads} threads",

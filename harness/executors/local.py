@@ -12,11 +12,16 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from harness.executors.base import Ended, Event
 from harness.spec import Status
-from harness.task import Job, Task
+from harness.task import Job, JudgeTask, Task
+from harness.vbench.interpreter import WORKER as JUDGE
+from harness.vbench.interpreter import worker_environment
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 WORKER = (sys.executable, "-P", "-m", "harness.worker")
 STOP_GRACE_S = 2.0
@@ -32,18 +37,21 @@ class _Process:
     log: Path
     started: float
     oom_kills: int
+    since: float  # from when its time is counted
+    patient: bool  # whether each word of it gives it its time anew
     buffer: bytes = b""
     last: dict[str, object] = field(default_factory=dict)
     timed_out: bool = False
 
 
 class LocalExecutor:
-    """Starts ``python -P -m harness.worker`` for each task.
+    """Starts ``python -P -m harness.worker`` for each task, and for judging the other worker.
 
     Args:
         store: Root of the store.
         device: What torch is told.
-        timeout_s: Longest a worker may run.
+        timeout_s: Longest a worker may run; a judge, which has the clips of all rows before it,
+            longest between two words.
         folder: Where job files are written.
         command: The worker's command, for tests.
     """
@@ -67,34 +75,36 @@ class LocalExecutor:
 
     def start(self, task: Task, *, log: Path, threads: int) -> None:
         """Start a worker in a session of its own, so that Ctrl-C reaches the run alone."""
-        job = Job(
-            task=task,
-            store=self.store,
-            device=self.device,
-            threads=threads,
-            parent=os.getpid(),
-        )
         self.folder.mkdir(parents=True, exist_ok=True)
         # Two runs may share a folder, and a worker believes what its job says about its parent.
         path = self.folder / f"{task.id}.{os.getpid()}.json"
-        path.write_text(job.to_json(), encoding="utf-8")
+        path.write_text(self._job(task, threads), encoding="utf-8")
         log.parent.mkdir(parents=True, exist_ok=True)
+        command, folder, environment = self.command, None, _environment(threads)
+        if isinstance(task, JudgeTask):
+            command, folder = (str(task.python), *JUDGE), task.folder
+            environment = _judging(threads, folder)
+            folder.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as stderr:
             popen = subprocess.Popen(
-                [*self.command, str(path)],
+                [*command, str(path)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                env=_environment(threads),
+                env=environment,
+                cwd=folder,
                 start_new_session=True,
             )
+        started = time.monotonic()
         process = _Process(
             task=task.id,
             popen=popen,
             job=path,
             log=log,
-            started=time.monotonic(),
+            started=started,
             oom_kills=_oom_kills(),
+            since=started,
+            patient=folder is not None,
         )
         self._running[task.id] = process
         assert popen.stdout is not None
@@ -108,12 +118,20 @@ class LocalExecutor:
             process: _Process = key.data
             found += self._read(process, key.fileobj)  # type: ignore[arg-type]
         for process in list(self._running.values()):
-            if time.monotonic() - process.started > self.timeout_s and not process.timed_out:
+            if time.monotonic() - process.since > self.timeout_s and not process.timed_out:
                 process.timed_out = True
                 _signal(process, signal.SIGKILL)
             if process.popen.poll() is not None:
                 found += self._end(process)
         return found
+
+    def _job(self, task: Task, threads: int) -> str:
+        parent = os.getpid()
+        if isinstance(task, JudgeTask):
+            return json.dumps({**task.job, "threads": threads, "parent": parent}) + "\n"
+        return Job(
+            task=task, store=self.store, device=self.device, threads=threads, parent=parent
+        ).to_json()
 
     def stop(self) -> None:
         """End every worker: politely, then surely."""
@@ -136,6 +154,8 @@ class LocalExecutor:
         while chunk := pipe.read():
             process.buffer += chunk
         *lines, process.buffer = process.buffer.split(b"\n")
+        if lines and process.patient:
+            process.since = time.monotonic()
         for line in lines:
             facts = json.loads(line)
             name = facts.pop("event")
@@ -181,10 +201,10 @@ class LocalExecutor:
         return Status.ERROR, f"exit code {code}: {_last_line(process.log)}"
 
 
-def _environment(threads: int) -> dict[str, str]:
+def _environment(threads: int, base: Mapping[str, str] = os.environ) -> dict[str, str]:
     count = str(threads)
     return {
-        **os.environ,
+        **base,
         "OMP_NUM_THREADS": count,
         "MKL_NUM_THREADS": count,
         "OPENBLAS_NUM_THREADS": count,
@@ -195,6 +215,17 @@ def _environment(threads: int) -> dict[str, str]:
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it cuBLAS is not deterministic
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _judging(threads: int, weights: Path) -> dict[str, str]:
+    """Environment of a judge: its own libraries, weights from one folder, no way to the network."""
+    return {
+        **_environment(threads, worker_environment()),
+        "VBENCH_CACHE_DIR": str(weights),
+        "TORCH_HOME": str(weights / "torch"),
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
     }
 
 

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from harness.stages.score import LATENTS_FILE, LOSSLESS_FILE
+from harness.stages.score import MP4_FILE as MP4_FILE
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -14,8 +15,9 @@ if TYPE_CHECKING:
     from harness.store import Store
     from harness.task import ClipTask
 
-MP4_FILE = "clip.mp4"
 FACTS_FILE = "clip.json"
+ENCODER = "encoder"
+"""In a clip's facts: codec and settings of the file that VBench reads."""
 
 
 def generate(
@@ -30,7 +32,7 @@ def generate(
 
     from harness.models.sample import sample
     from harness.quant.policy import policy_of
-    from harness.video import write_lossless, write_mp4
+    from harness.video import MP4_CODEC, MP4_OPTIONS, MP4_PIXELS, write_lossless, write_mp4
 
     with store.build("clip", wanted.clip.key, wanted.clip.inputs, {"label": label}) as folder:
         policy = policy_of(pipeline.transformer)
@@ -46,6 +48,7 @@ def generate(
             "seed": wanted.seed,
             "noise_seed": wanted.noise_seed,
             "seconds": made.seconds,
+            ENCODER: {"codec": MP4_CODEC, "crf": MP4_OPTIONS["crf"], "pixels": MP4_PIXELS},
         }
         if policy is not None:
             facts["steps_by_choice"] = list(policy.trace)

@@ -13,8 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, InfraError
 from harness.keys import digest, file_digest, score_inputs
+from harness.metric_names import CLIP, FVD
+from harness.metrics.clip_weights import clip_identity, clip_missing
+from harness.metrics.fvd_weights import fvd_identity, fvd_missing
 from harness.provenance import package_version
 from harness.task import Keyed
 
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from harness.store import Entry, Store
 
 SCORE_FILE = "score.json"
+MP4_FILE = "clip.mp4"
 LOSSLESS_FILE = "frames.mkv"
 LATENTS_FILE = "latents.safetensors"
 
@@ -38,6 +42,9 @@ class Scorer:
         packages: Libraries it computes with; their versions are part of every score's key.
         paired: Whether it compares with the unquantized clip of the same prompt and seed.
         metrics: Names of its values.
+        asks: What an unpaired scorer reads of a prompt: its ``tags``, its ``text`` or nothing.
+        coded: Whether it reads the coded file, as published numbers do, not the exact frames.
+        weights: Digest of the weights it computes with; part of every score's key.
     """
 
     name: str
@@ -45,10 +52,16 @@ class Scorer:
     packages: tuple[str, ...]
     paired: bool
     metrics: tuple[str, ...]
+    asks: str = "tags"
+    coded: bool = False
+    weights: Callable[[], str] | None = None
 
 
 ASPECTS = ("colour", "shape", "background", "motion")
 CONJUNCTION = "all"
+CLIP_METRICS = ("clipsim", "clip_temp", "clipsim_evalcrafter", "clip_temp_evalcrafter")
+FVD_METRIC = "fvd_r3d18_to_fp"
+FEATURES = "features"
 
 SCORERS = {
     scorer.name: scorer
@@ -78,20 +91,57 @@ SCORERS = {
                 for what in (*ASPECTS, CONJUNCTION)
             ),
         ),
+        Scorer(
+            name=CLIP,
+            modules=("harness.metrics.clip",),
+            packages=("torch", "transformers", "tokenizers", "pillow", "numpy"),
+            paired=False,
+            metrics=CLIP_METRICS,
+            asks="text",
+            coded=True,
+            weights=clip_identity,
+        ),
+        # Its value belongs to the whole row; of a clip there are the features alone.
+        Scorer(
+            name=FVD,
+            modules=("harness.metrics.fvd",),
+            packages=("torch", "torchvision", "numpy"),
+            paired=False,
+            metrics=(),
+            asks="",
+            coded=True,
+            weights=fvd_identity,
+        ),
     )
 }
+EXTRAS = {CLIP: CLIP_METRICS, FVD: (FVD_METRIC,)}
+"""What is scored where it is asked for: the metrics of each name."""
 
 
-def scorers_for(judge: str, prompts: Sequence[Prompt]) -> tuple[str, ...]:
+def scorers_for(
+    judge: str, prompts: Sequence[Prompt], asked: Sequence[str] = (), *, clips: int = 0
+) -> tuple[str, ...]:
     """The scorers of a model on a suite.
 
     Args:
         judge: ``ModelSpec.judge``.
         prompts: The suite; the oracle can only judge prompts that say in tags what they ask for.
+        asked: Metrics that were asked for by name.
+        clips: Clips of a row.
     """
     tagged = all(set(ASPECTS) <= dict(prompt.tags).keys() for prompt in prompts)
     names = ["fidelity", *([] if lpips_missing() else ["lpips"])]
-    return (*names, *([judge] if judge and tagged else []))
+    extras = [name for name in EXTRAS if name in asked and not extra_missing(name, clips)]
+    return (*names, *([judge] if judge and tagged else []), *extras)
+
+
+def extra_missing(name: str, clips: int) -> str:
+    """Why a scorer that was asked for cannot score rows of so many clips, empty where it can."""
+    if name == CLIP:
+        return clip_missing()
+    from harness.metrics.fvd import too_few
+
+    return too_few(clips) or fvd_missing()
 
 
 @cache
@@ -110,13 +160,17 @@ def lpips_missing() -> str:
 def score_key(scorer: Scorer, prompt: Prompt, clip: Entry, reference: Entry | None) -> Keyed:
     """Key of one score, from the content of the clips rather than from how they were made."""
     paired = scorer.paired and reference is not None
+    environment = {name: package_version(name) for name in scorer.packages}
+    if scorer.weights is not None:
+        environment["weights"] = scorer.weights()
+    told = {"tags": dict(prompt.tags), "text": {"text": prompt.text}}
     inputs = score_inputs(
-        clip=_content(clip),
+        clip=clip.file_sha256(MP4_FILE) if scorer.coded else _content(clip),
         reference=_content(reference) if paired and reference is not None else "",
         scorer=scorer.name,
         version=digest([_source(module) for module in scorer.modules]),
-        asked={} if scorer.paired else dict(prompt.tags),
-        environment={name: package_version(name) for name in scorer.packages},
+        asked={} if scorer.paired else told.get(scorer.asks, {}),
+        environment=environment,
     )
     return Keyed(key=digest(inputs), inputs=inputs)
 
@@ -132,10 +186,12 @@ def score_clip(
     wanted = score_key(scorer, prompt, clip, reference)
     if store.find("score", wanted.key) is not None:
         return
-    values: dict[str, float] = {}
+    values: dict[str, Any] = {}
     failed = ""
     try:
-        values = _COMPUTE[scorer.name](prompt, clip, reference)
+        values = dict(_COMPUTE[scorer.name](prompt, clip, reference))
+    except InfraError:
+        raise  # weights that are gone say nothing of the clip
     except HarnessError as cause:
         failed = cause.message
     text = json.dumps({"values": values, "failed": failed}, sort_keys=True, allow_nan=False)
@@ -207,8 +263,26 @@ def _oracle(prompt: Prompt, clip: Entry, reference: Entry | None) -> dict[str, f
     return found | {f"margin_{names[k]}": margin for k, margin in verdict.margins().items()}
 
 
-_COMPUTE: dict[str, Callable[[Prompt, Entry, Entry | None], dict[str, float]]] = {
+def _clip(prompt: Prompt, clip: Entry, reference: Entry | None) -> dict[str, float]:
+    from harness.metrics.clip import clip_scores
+    from harness.video import read
+
+    del reference
+    return clip_scores(read(clip.folder / MP4_FILE), prompt.text)
+
+
+def _fvd(prompt: Prompt, clip: Entry, reference: Entry | None) -> dict[str, list[float]]:
+    from harness.metrics.fvd import features
+    from harness.video import read
+
+    del prompt, reference
+    return {FEATURES: features(read(clip.folder / MP4_FILE))}
+
+
+_COMPUTE: dict[str, Callable[[Prompt, Entry, Entry | None], Mapping[str, Any]]] = {
     "fidelity": _fidelity,
     "lpips": _lpips,
     "oracle": _oracle,
+    CLIP: _clip,
+    FVD: _fvd,
 }
