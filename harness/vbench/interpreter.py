@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ WORKER = ("-P", "-m", "vbench_worker")
 PYTHON_MIN = (3, 11)  # the first with `-P`
 
 _ANSWER_S = 300.0  # importing torch from a cold network disk
-_PROBE = "import json, sys; print(json.dumps([sys.version_info[:3], sys.path]))"
+_PROBE = "import json, sys; print(json.dumps({'version': sys.version_info[:3], 'path': sys.path}))"
 # What belongs to the generator's interpreter and must not reach another one.
 _OURS = ("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "PYTHONEXECUTABLE", "__PYVENV_LAUNCHER__")
 
@@ -58,8 +59,9 @@ def probe(python: Path) -> tuple[tuple[int, ...], list[str]]:
     Raises:
         UnusableError: It does not answer.
     """
-    version, places = json.loads(_last(answer(python, "-c", _PROBE)))
-    return tuple(version), [place for place in places if place and place != str(FOREIGN)]
+    found = parsed(_last(answer(python, "-c", _PROBE)))
+    places = [place for place in found["path"] if place and place != str(FOREIGN)]
+    return tuple(found["version"]), places
 
 
 def worker_facts(python: Path) -> dict[str, Any]:
@@ -98,16 +100,16 @@ def answer(python: Path, *arguments: str, timeout_s: float = _ANSWER_S) -> list[
 
 
 def parsed(line: str) -> dict[str, Any]:
-    """One line of JSON.
+    """A line that is a JSON object.
 
     Raises:
         UnusableError: It is none.
     """
-    try:
-        found: dict[str, Any] = json.loads(line)
-    except ValueError as cause:
-        raise UnusableError(f"unexpected answer: {line[:80]}") from cause
-    return found
+    with contextlib.suppress(ValueError):
+        found = json.loads(line)
+        if isinstance(found, dict):
+            return found
+    raise UnusableError(f"unexpected answer: {line[:80]}")
 
 
 def _last(lines: list[str]) -> str:
