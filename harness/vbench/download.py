@@ -38,7 +38,10 @@ _CHUNK_BYTES = 1 << 20
 _HUB = "https://huggingface.co"
 _HUB_DIGEST = "X-Linked-Etag"  # sha256 of a large file, on the hub's answer before it redirects
 _TRY_AGAIN = (408, 425, 429)
-_AGAIN = "check the network and type the same command again: it goes on from there"
+_AGAIN = (
+    "check the network and type the same command again: it goes on from there; "
+    "without a network: --from FOLDER"
+)
 _BY_HAND = "fetch it by hand into a folder and give that: --from FOLDER"
 
 

@@ -6,11 +6,15 @@ import fcntl
 import hashlib
 import io
 import random
+import subprocess
+import sys
+import time
 import zipfile
 
 import pytest
 
 from harness.errors import HarnessError, InfraError
+from harness.vbench import download as downloads
 from harness.vbench import parts
 from harness.vbench.download import IDLE_ATTEMPTS, Wanted, download, extract
 from tests.vbench.web import Page, Web, web
@@ -55,6 +59,33 @@ def test_the_next_command_goes_on_where_the_last_one_gave_up(web, tmp_path):
     download([web.url("/a")], tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == BODY
     assert web.sent["/a"] == len(BODY) - len(BODY) // 2
+
+
+def test_a_host_that_falls_silent_is_asked_for_the_rest(web, tmp_path, monkeypatch):
+    monkeypatch.setattr(downloads, "TIMEOUT_S", 0.2)
+    web.pages["/a"] = Page(body=BODY, stalls=1)
+    download([web.url("/a")], tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == BODY
+    assert web.sent["/a"] == len(BODY)
+
+
+def test_a_killed_command_is_taken_up_where_it_was(web, tmp_path):
+    web.pages["/a"] = Page(body=BODY, stalls=1)
+    code = (
+        "import sys, pathlib; from harness.vbench.download import download; "
+        "download([sys.argv[1]], pathlib.Path(sys.argv[2]))"
+    )
+    arguments = [sys.executable, "-c", code, web.url("/a"), str(tmp_path / "a")]
+    with subprocess.Popen(arguments) as child:
+        assert web.stalled.wait(60.0)
+        while parts.part_bytes(tmp_path / "a") < len(BODY) // 2 and child.poll() is None:
+            time.sleep(0.01)
+        child.kill()
+    assert not (tmp_path / "a").exists()
+    download([web.url("/a")], tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == BODY
+    assert web.ranges == [f"bytes={len(BODY) // 2}-"]
+    assert names(tmp_path) == ["a"]
 
 
 def test_a_host_that_changed_the_file_meanwhile_sends_all_of_the_new_one(web, tmp_path):

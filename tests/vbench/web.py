@@ -26,6 +26,7 @@ class Page:
         refusals: Codes of the first answers.
         length: Content-Length when it is a lie; -1 sends none.
         kind: Content-Type.
+        stalls: So many answers stop coming in the middle, the connection open.
         goes_to: Address of a redirect.
         headers: More of them.
     """
@@ -38,6 +39,7 @@ class Page:
     refusals: list[int] = field(default_factory=list)
     length: int = 0
     kind: str = "application/octet-stream"
+    stalls: int = 0
     goes_to: str = ""
     headers: dict[str, str] = field(default_factory=dict)
 
@@ -50,6 +52,7 @@ class Web:
         self.asked: Counter[str] = Counter()
         self.sent: Counter[str] = Counter()
         self.ranges: list[str] = []
+        self.stalled, self.closing = threading.Event(), threading.Event()
         web = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -68,6 +71,7 @@ class Web:
         return f"http://127.0.0.1:{self._server.server_address[1]}{path}"
 
     def close(self) -> None:
+        self.closing.set()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -110,8 +114,15 @@ class Web:
         if page.drops:
             page.drops -= 1
             body = body[: page.keeps or len(body) // 2]
+        stalls = page.stalls > 0
+        if stalls:
+            page.stalls -= 1
+            body = body[: len(body) // 2]
         handler.wfile.write(body)
         self.sent[handler.path] += len(body)
+        if stalls:
+            self.stalled.set()
+            self.closing.wait(30.0)
 
     def _end(self, handler: BaseHTTPRequestHandler, page: Page) -> None:
         for name, value in page.headers.items():
