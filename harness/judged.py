@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from harness.metric_names import JUDGED
 from harness.spec import Status
 from harness.stages.generate import ENCODER, FACTS_FILE
-from harness.stages.judge import Verdict, find_verdict
+from harness.stages.judge import Verdict, find_verdict, places
 from harness.vbench.aggregate import UNFILTERED, ClipScore, Flickering, aggregate, flickering
 from harness.vbench.cautions import Row, cautions
 from harness.vbench.dimensions import DIMENSIONS, FLOW, STATIC
@@ -44,6 +44,20 @@ def unit(metric: str) -> tuple[str, str] | None:
     return ("ratio", "higher") if known else None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _One:
+    """One value of one clip: where it stands and what is stored of it."""
+
+    wanted: ClipTask
+    place: int
+    key: str
+    verdict: Verdict | None
+
+    @property
+    def id(self) -> str:
+        return f"{self.wanted.prompt.id}-{self.place}"
+
+
 @dataclass(kw_only=True)
 class Judged:
     """One row.
@@ -58,7 +72,7 @@ class Judged:
     planned: PlannedCell
     troubles: Mapping[str, tuple[Status, str]]
     flickering: Flickering | None = None
-    _found: dict[str, list[tuple[ClipTask, Verdict | None, str]]] = field(default_factory=dict)
+    _found: dict[str, list[_One]] = field(default_factory=dict)
 
     def records(self) -> Iterator[tuple[str, float | None, Facts]]:
         """Metric, value and the rest of each record."""
@@ -84,7 +98,8 @@ class Judged:
 
     def _read(self) -> None:
         judging = self.plan.judging
-        for wanted in self.planned.task.clips:
+        clips = self.planned.task.clips
+        for wanted, place in zip(clips, places(clips), strict=True):
             entry = self.store.find("clip", wanted.clip.key)
             names = judging.per_prompt.get(wanted.prompt.id, ())
             if judging.bench is None or entry is None:
@@ -92,7 +107,8 @@ class Judged:
             for name in names:
                 key = judging.bench.key(name, wanted.prompt, entry).key
                 verdict = find_verdict(self.store, name, key)
-                self._found.setdefault(name, []).append((wanted, verdict, key))
+                one = _One(wanted=wanted, place=place, key=key, verdict=verdict)
+                self._found.setdefault(name, []).append(one)
 
     def _choose_clips(self) -> None:
         if FLICKERING not in self._found:
@@ -100,9 +116,9 @@ class Judged:
         static = None
         if filters_static(self.plan.suite):
             static = {
-                _id(wanted): bool(verdict.value)
-                for wanted, verdict, _ in self._found.get(STATIC, ())
-                if verdict is not None and verdict.value is not None
+                one.id: bool(one.verdict.value)
+                for one in self._found.get(STATIC, ())
+                if one.verdict is not None and one.verdict.value is not None
             }
         self.flickering = flickering(self._scores(FLICKERING), static)
 
@@ -116,16 +132,16 @@ class Judged:
     def _scores(self, name: str) -> list[ClipScore]:
         return [
             ClipScore(
-                clip=_id(wanted),
-                prompt=wanted.prompt.id,
-                sample=wanted.seed,
-                value=verdict.value,
-                weight=verdict.weight,
-                valid=verdict.valid,
-                strict=verdict.strict,
+                clip=one.id,
+                prompt=one.wanted.prompt.id,
+                sample=one.place,
+                value=one.verdict.value,
+                weight=one.verdict.weight,
+                valid=one.verdict.valid,
+                strict=one.verdict.strict,
             )
-            for wanted, verdict, _ in self._found[name]
-            if verdict is not None and verdict.value is not None
+            for one in self._found[name]
+            if one.verdict is not None and one.verdict.value is not None
         ]
 
     def _clips(self, name: str) -> Iterator[tuple[str, float | None, Facts]]:
@@ -133,10 +149,11 @@ class Judged:
         counted = None
         if name == FLICKERING and self.flickering is not None:
             counted = {score.clip for score in self.flickering.scores}
-        for wanted, verdict, key in self._found[name]:
-            facts: Facts = {"clip": wanted, "key": key}
+        for one in self._found[name]:
+            verdict = one.verdict
+            facts: Facts = {"clip": one.wanted, "key": one.key}
             if verdict is None:
-                status, detail = self.troubles.get(key, (Status.SKIPPED, NOT_JUDGED))
+                status, detail = self.troubles.get(one.key, (Status.SKIPPED, NOT_JUDGED))
                 yield metric, None, {**facts, "status": status, "detail": detail}
                 continue
             facts |= {"at": verdict.at, "scorer": verdict.scorer}
@@ -147,7 +164,7 @@ class Judged:
                 yield metric, None, {**facts, **failed}
             elif not verdict.valid:
                 yield metric, None, {**facts, "status": Status.SKIPPED, "detail": LEFT_OUT}
-            elif counted is None or _id(wanted) in counted:
+            elif counted is None or one.id in counted:
                 yield metric, verdict.value, facts
 
     def _whole(
@@ -169,7 +186,7 @@ class Judged:
             return
         if metric != UNFILTERED:
             official[name] = found.official
-        scorer = next(v.scorer for _, v, _ in rows if v is not None)
+        scorer = next(one.verdict.scorer for one in rows if one.verdict is not None)
         few = f"{found.n_valid} of {found.n} clips count" if found.n_valid < found.n else ""
         yield OFFICIAL + metric, found.official, {"scorer": scorer, "detail": few}
 
@@ -204,7 +221,3 @@ def judged_cautions(rows: Sequence[Judged], plan: Plan) -> list[str]:
         made=made,
         flickering=whole[0].flickering,
     )
-
-
-def _id(wanted: ClipTask) -> str:
-    return f"{wanted.prompt.id}-s{wanted.seed}"

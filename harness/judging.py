@@ -15,14 +15,14 @@ from harness.errors import HarnessError
 from harness.metric_names import JUDGED
 from harness.provenance import Device, cpu_name
 from harness.spec import Status
-from harness.stages.judge import FLOAT32, Bench, Missing
+from harness.stages.judge import FLOAT32, Bench, Missing, places
 from harness.vbench import environment, weights
 from harness.vbench.dimensions import DIMENSIONS, EIGHT
 from harness.vbench.suites import FLICKERING, dimensions, is_vbench
 from harness.vbench.wants import action_classes, dimensions_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from harness.cells import PlannedCell
@@ -65,7 +65,7 @@ class Judging:
         A value that several rows share stands with each of them.
         """
         found = []
-        for cell, clip in _clips(cells):
+        for cell, clip, place in _clips(cells):
             entry = store.find("clip", clip.clip.key)
             names = self.per_prompt.get(clip.prompt.id, ())
             if self.bench is None or entry is None or cell.unsupported or not names:
@@ -73,7 +73,7 @@ class Judging:
             keys = [(name, self.bench.key(name, clip.prompt, entry)) for name in names]
             wants = tuple((n, k) for n, k in keys if store.find("score", k.key) is None)
             if wants:
-                found.append(Missing(clip=entry, prompt=clip.prompt, seed=clip.seed, wants=wants))
+                found.append(Missing(clip=entry, prompt=clip.prompt, place=place, wants=wants))
         return found
 
     def workers(self, device: Device, jobs: int) -> int:
@@ -91,7 +91,7 @@ class Judging:
         """Values to be made by dimension, those of clips that are still to be made included."""
         keys = {k.key: name for m in self.missing(store, cells) for name, k in m.wants}
         count = Counter(keys.values())
-        for cell, clip in _clips(cells):
+        for cell, clip, _ in _clips(cells):
             if self.bench is not None and not cell.unsupported:
                 names = self.per_prompt.get(clip.prompt.id, ())
                 if names and store.find("clip", clip.clip.key) is None:
@@ -211,5 +211,8 @@ def _reasons(lost: Mapping[str, tuple[Status, str]], folder: Path) -> list[str]:
     return lines + [f"{', '.join(n)} {status}: {why}" for (status, why), n in groups.items()]
 
 
-def _clips(cells: Iterable[PlannedCell]) -> Iterable[tuple[PlannedCell, ClipTask]]:
-    return ((cell, clip) for cell in cells for clip in cell.task.clips)
+def _clips(cells: Iterable[PlannedCell]) -> Iterator[tuple[PlannedCell, ClipTask, int]]:
+    """Cell, clip, and which of the clips of its prompt it is."""
+    for cell in cells:
+        for clip, place in zip(cell.task.clips, places(cell.task.clips), strict=True):
+            yield cell, clip, place

@@ -13,6 +13,8 @@ from harness.report.notes import grouped_notes
 from harness.report.provenance import Provenance
 from harness.report.table import ABSENT, Block, Entry, Line, Table
 from harness.report.values import SIMULATED, Values
+from harness.report.vbench import remarks as vbench_remarks
+from harness.report.vbench import revealed
 from harness.spec import Status
 
 if TYPE_CHECKING:
@@ -90,6 +92,7 @@ def _model_blocks(
         ]
         grid = {c.key: entries.column(c) for c in chosen}
         kept = [c for c in chosen if any(_filled(e) for e in grid[c.key].values())]
+        kept = revealed(kept, grid)
         if not any(c.shown for c in kept):
             continue
         for column in kept:
@@ -172,7 +175,9 @@ def _remarks(run: Run, values: Values, blocks: Sequence[Block]) -> list[str]:
     """What a reader must know about the table as a whole and about single rows."""
     found = table_remarks(run, blocks)
     found += _methods_notes(run, values)
-    found += _skipped(values, {c.metric for b in blocks for c in b.columns})
+    found += vbench_remarks(run, blocks)
+    told_of = {c.metric for c in col.CATALOGUE if c.block == col.VBENCH}
+    found += _skipped(values, told_of | {c.metric for b in blocks for c in b.columns})
     # What went wrong beside the rows, as the run left it: measuring failed, the machine was busy.
     told = [*run.provenance.get("failures", ()), *run.provenance.get("warnings", ())]
     return found + [f"warning: {text}" for text in told]

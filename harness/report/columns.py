@@ -7,84 +7,46 @@ harness.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from harness.report.column import (
+    BLOCKS,
+    CELL,
+    COST,
+    DELTA,
+    FIDELITY,
+    LAYERS,
+    MEAN,
+    OTHER,
+    QUALITY,
+    SPEEDUP,
+    VBENCH,
+    Column,
+)
+from harness.report.vbench_columns import VBENCH_COLUMNS
 
-QUALITY, FIDELITY, COST, OTHER = "quality", "fidelity to fp", "cost", "other"
-BLOCKS = (QUALITY, FIDELITY, COST, OTHER)
-
-MEAN = "mean"  # over prompts, with an interval
-DELTA = "delta"  # paired difference to the fp row
-CELL = "cell"  # one value for the whole row
-LAYERS = "layers"  # three values of the row in one text
-SPEEDUP = "speedup"  # fp's step latency over the row's, kernels only
+__all__ = [
+    "BLOCKS",
+    "CATALOGUE",
+    "CELL",
+    "COST",
+    "DELTA",
+    "FIDELITY",
+    "FORMS",
+    "LAYERS",
+    "MEAN",
+    "OTHER",
+    "QUALITY",
+    "SPEEDUP",
+    "SPREADS",
+    "STEP",
+    "STEPS_FORM",
+    "VBENCH",
+    "Column",
+    "other",
+]
 
 STEP = "step_latency_s"
 STEPS_FORM = "steps_form_"  # sampling steps of a clip in one form of a step policy, by its index
 FORMS = 8  # more forms than any policy has
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Column:
-    """How one metric is shown.
-
-    Attributes:
-        metric: Name in the records.
-        title: Head of the column; a line break splits it where the renderer has several lines.
-        block: One of ``BLOCKS``.
-        kind: How the entry comes from the records.
-        better: ``higher``, ``lower`` or ``none``.
-        digits: Decimals; with ``significant``, significant digits.
-        significant: Whether ``digits`` counts significant digits.
-        scale: Shown value = recorded value x scale.
-        suffix: Printed after the number.
-        interval: Whether the interval is printed (it is always in the CSV).
-        interval_digits: Decimals of the interval's ends where fewer do.
-        spread: Metric printed after the value as +-.
-        measured: Whether the value means nothing for a simulated row, which then prints
-            ``simulated``.
-        shown: False for a column that only the CSV has.
-    """
-
-    metric: str
-    title: str
-    block: str
-    kind: str = MEAN
-    better: str = "none"
-    digits: int = 2
-    significant: bool = False
-    scale: float = 1.0
-    suffix: str = ""
-    interval: bool = False
-    interval_digits: int | None = None
-    spread: str = ""
-    measured: bool = False
-    shown: bool = True
-
-    @property
-    def key(self) -> str:
-        """Name of the column in the CSV."""
-        return f"{self.metric}_minus_fp" if self.kind == DELTA else self.metric
-
-    @property
-    def head(self) -> str:
-        """Title with the direction that is better."""
-        return self.title + {"higher": " ↑", "lower": " ↓"}.get(self.better, "")
-
-    def number(self, value: float, *, end: bool = False) -> str:
-        """Write a recorded value as the column shows it.
-
-        Args:
-            value: As recorded.
-            end: Whether it is an end of the interval.
-        """
-        digits = self.interval_digits if end and self.interval_digits is not None else self.digits
-        shown = value * self.scale
-        sign = "+" if self.kind == DELTA and round(shown, digits) > 0 else ""
-        if self.significant:
-            return f"{sign}{shown:#.{digits}g}".rstrip(".")
-        if round(shown, digits) == 0:
-            shown = 0.0  # no minus zero
-        return f"{sign}{shown:.{digits}f}"
 
 
 def _oracle(aspect: str, title: str) -> Column:
@@ -139,6 +101,24 @@ CATALOGUE: tuple[Column, ...] = (
         )
         for aspect in ("colour", "shape", "background", "motion")
     ),
+    Column(metric="clipsim", title="CLIP\nSIM", block=QUALITY, better="higher", digits=4),
+    Column(metric="clip_temp", title="CLIP\ntemp", block=QUALITY, digits=4),
+    Column(
+        metric="clipsim_evalcrafter",
+        title="CLIPSIM\nEvalCrafter",
+        block=QUALITY,
+        better="higher",
+        digits=4,
+        shown=False,
+    ),
+    Column(
+        metric="clip_temp_evalcrafter",
+        title="CLIP temp\nEvalCrafter",
+        block=QUALITY,
+        digits=4,
+        shown=False,
+    ),
+    *VBENCH_COLUMNS,
     Column(
         metric="psnr_db", title="PSNR\ndB", block=FIDELITY, better="higher", digits=2, interval=True
     ),
@@ -156,6 +136,14 @@ CATALOGUE: tuple[Column, ...] = (
         metric="latent_cosine", title="latent\ncosine", block=FIDELITY, better="higher", digits=4
     ),
     Column(metric="lpips", title="LPIPS", block=FIDELITY, better="lower", digits=3),
+    Column(
+        metric="fvd_r3d18_to_fp",
+        title="FVD\nr3d18",
+        block=FIDELITY,
+        kind=CELL,
+        better="lower",
+        digits=1,
+    ),
     Column(metric="avg_w_bits", title="W\nbits", block=COST, kind=CELL),
     Column(metric="avg_a_bits", title="A\nbits", block=COST, kind=CELL),
     Column(metric="clip_a_bits", title="A bits\na clip", block=COST, shown=False),

@@ -18,6 +18,7 @@ from harness.report.provenance import Provenance
 from harness.report.resolution import resolution
 from harness.report.table import parts
 from harness.report.values import Values
+from harness.report.vbench_columns import DIMENSION_ORDER, SCORES
 from harness.spec import Status
 
 if TYPE_CHECKING:
@@ -30,7 +31,10 @@ if TYPE_CHECKING:
 BEGIN, END = "<!-- reading -->", "<!-- /reading -->"
 UNREAD = "_Nobody has written a reading of these numbers yet: it goes here and stays._"
 METRICS = (
-    *("oracle_all", "margin_all", "psnr_db", "ssim", "lpips"),
+    *("oracle_all", "margin_all"),
+    *DIMENSION_ORDER,
+    *SCORES,
+    *("psnr_db", "ssim", "lpips"),
     *("avg_w_bits", "avg_a_bits", "artifact_bytes", "compression", "calibration_s"),
 )
 _STATUS_TITLES = {

@@ -11,6 +11,7 @@ from harness.report.values import Values
 
 if TYPE_CHECKING:
     from harness.records import Run
+    from harness.spec import Record
 
 _DIGEST = 12  # hexadecimal digits printed; run.json has them all
 
@@ -28,6 +29,7 @@ class Provenance:
         seeds: Seeds of the initial noise for each prompt.
         cohort: Device, library versions and settings that paired values share.
         locked: One text for each model whose commit was asked from the hub, not released with us.
+        scorers: One text for each judge that is not this package, with what it judged.
 
     Raises:
         HarnessError: A part is missing.
@@ -41,6 +43,7 @@ class Provenance:
     seeds: int
     cohort: str
     locked: tuple[str, ...] = ()
+    scorers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         parts = ("run", "version", "suites", "prompts", "seeds", "cohort")
@@ -65,6 +68,7 @@ class Provenance:
             seeds=len(seeds) or len(run.experiment.get("seeds", ())) or 1,
             cohort=_cohort(run.cohort),
             locked=_locked(run.experiment.get("models", ())),
+            scorers=_scorers(run.records),
         )
 
     def lines(self) -> list[str]:
@@ -75,8 +79,18 @@ class Provenance:
             f"n = {_count(self.prompts, 'prompt')} x {_count(self.seeds, 'seed')}; "
             + "; ".join(self.suites),
             f"cohort: {self.cohort}",
+            *self.scorers,
             *self.locked,
         ]
+
+
+def _scorers(records: Iterable[Record]) -> tuple[str, ...]:
+    """``judged by vbench 0.1.5, weights 0123..., <device>, float32: imaging_quality``."""
+    judged: dict[str, dict[str, None]] = {}
+    for record in records:
+        if record.scorer and record.prompt:
+            judged.setdefault(record.scorer, {})[record.metric] = None
+    return tuple(f"judged by {scorer}: {', '.join(names)}" for scorer, names in judged.items())
 
 
 def _locked(models: Iterable[Any]) -> tuple[str, ...]:

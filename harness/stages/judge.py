@@ -23,12 +23,13 @@ from harness.vbench.suites import auxiliary
 from harness.vbench.wants import action_label
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from harness.executors.base import Ended
     from harness.provenance import Device
     from harness.spec import Prompt
     from harness.store import Entry, Store
+    from harness.task import ClipTask
 
 JOB_SCHEMA = 1
 PREFIX = "vbench:"
@@ -131,11 +132,15 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Missing:
-    """A clip with the values of it that are missing."""
+    """A clip with the values of it that are missing.
+
+    Attributes:
+        place: Which of the clips of its prompt it is, from 0, as official file names count.
+    """
 
     clip: Entry
     prompt: Prompt
-    seed: int
+    place: int
     wants: tuple[tuple[str, Keyed], ...]
 
 
@@ -226,6 +231,16 @@ class Docket:
             (folder / SCORE_FILE).write_text(text + "\n", encoding="utf-8")
 
 
+def places(clips: Iterable[ClipTask]) -> list[int]:
+    """For each clip of a row, which of the clips of its prompt it is, from 0."""
+    seen: dict[str, int] = {}
+    found = []
+    for clip in clips:
+        seen[clip.prompt.id] = seen.get(clip.prompt.id, -1) + 1
+        found.append(seen[clip.prompt.id])
+    return found
+
+
 def find_verdict(store: Store, dimension: str, key: str) -> Verdict | None:
     """A stored value, None where it has to be made."""
     entry = store.find("score", key)
@@ -264,10 +279,10 @@ def judge_tasks(
         if wants:
             clips.append(
                 {
-                    "id": f"{one.prompt.id}-s{one.seed}-{one.clip.key[:16]}",
+                    "id": f"{one.prompt.id}-{one.place}-{one.clip.key[:16]}",
                     "path": str(one.clip.folder / MP4_FILE),
                     "prompt": one.prompt.text,
-                    "index": one.seed,
+                    "index": one.place,
                     "wants": wants,
                 }
             )

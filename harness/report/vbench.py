@@ -1,0 +1,55 @@
+"""What is particular to VBench's columns: which are printed and what their reader must know."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from harness.report import columns as col
+from harness.report.vbench_columns import OFFICIAL, STEADY
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from harness.records import Run
+    from harness.report.columns import Column
+    from harness.report.table import Block, Entry
+
+
+def revealed(columns: Sequence[Column], grid: Mapping[str, Mapping[str, Entry]]) -> list[Column]:
+    """Print an official aggregate where some row's differs from our mean by what is printed."""
+    ours = {c.metric: c for c in columns if c.block == col.VBENCH and c.kind == col.MEAN}
+    found = []
+    for column in columns:
+        mean = ours.get(column.metric.removeprefix(OFFICIAL))
+        if column.metric.startswith(OFFICIAL) and mean is not None:
+            differs = any(
+                entry.value is not None
+                and mean.number(entry.value) != _number(mean, grid[mean.key][row])
+                for row, entry in grid[column.key].items()
+            )
+            found.append(replace(column, shown=differs))
+        else:
+            found.append(column)
+    return found
+
+
+def _number(column: Column, entry: Entry) -> str:
+    return "" if entry.value is None else column.number(entry.value)
+
+
+def remarks(run: Run, blocks: Sequence[Block]) -> list[str]:
+    """What the run says of its judge, and how the columns that are printed are to be read."""
+    shown = {c.metric for b in blocks if b.title == col.VBENCH for _, c in b.visible()}
+    found = []
+    if any(name in shown for name in STEADY) or "clip_temp" in shown:
+        found.append(
+            "consistency, smoothness and flickering are high for clips that hardly move, also for "
+            "collapsed ones: closer to fp is the right reading; see dynamic degree beside them"
+        )
+    if any(metric.startswith(OFFICIAL) for metric in shown):
+        found.append(
+            "VBench: mean over prompts; official: the package's own aggregate, which weighs clips "
+            "by their frames or leaves some out"
+        )
+    return found + [str(text) for text in run.provenance.get("remarks", ())]
