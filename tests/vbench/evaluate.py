@@ -1,9 +1,10 @@
 """Call ``vbench.VBench(...).evaluate(...)`` as its users do; a script for the scoring interpreter.
 
 ``python evaluate.py SPEC``: a JSON file with ``weights``, ``videos`` (a folder), ``out``,
-``dimensions``, and for ``mode`` ``vbench_standard`` a ``full_info``. Only what the package needs
-to import is put in place; nothing that it does later is changed. One call per dimension, since an
-exception in one would lose the others. Prints ``{dimension: [aggregate, {file name: raw}]}``.
+``dimensions``, for ``mode`` ``vbench_standard`` a ``full_info``, and ``no_grad`` where scene would
+need 20 GB for what it forgets to switch off. Only what the package needs to import is put in place;
+nothing that it does later is changed. One call per dimension, since an exception in one would lose
+the others. Prints ``{dimension: [aggregate, {file name: raw}]}``.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ def evaluate(spec: dict[str, Any]) -> dict[str, Any]:
 
     # CPU arithmetic may depend on the number of threads.
     torch.set_num_threads(1)
+    torch.set_grad_enabled(not spec.get("no_grad", False))
     judge = VBench(torch.device("cpu"), spec.get("full_info", ""), spec["out"])
     results = {}
     for dimension in spec["dimensions"]:

@@ -31,6 +31,27 @@ FRAMES = {
 """Frames that a clip must have where it is more than one: with fewer the official code divides by
 zero, takes the mean of nothing or fails an assertion."""
 
+SIDES = {
+    "motion_smoothness": 113,
+    "dynamic_degree": 121,
+    "static_filter": 121,
+    "flow_score": 121,
+}
+"""Pixels that the shorter side must have. AMT pads to a multiple of 16 and RAFT to one of 8; below
+128 the coarsest of their four correlation maps, at 1/64 of the size, is one pixel wide, the position
+in it is divided by its width less one, and all flow is NaN. The official code takes that for a
+static clip, and for a black interpolated frame."""
+
+
+def refusal(dimension: str, shape: tuple[int, ...]) -> str | None:
+    """Why a dimension has no value for a clip of shape [frames, height, width, 3]."""
+    frames, height, width = shape[:3]
+    if frames < (needed := FRAMES.get(dimension, 1)):
+        return f"has {frames} frame{'' if frames == 1 else 's'}, needs {needed}"
+    if min(height, width) < (side := SIDES.get(dimension, 1)):
+        return f"is {width}x{height} pixels, needs {side} on each side"
+    return None
+
 
 class UnscorableError(Exception):
     """The clip has a property that leaves this value undefined; another run will not change it."""

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from vbench_worker.clips import Clip, open_clip
 from vbench_worker.decode import Readers
 from vbench_worker.judges import (
-    FRAMES,
     Judge,
     MissingFileError,
     ModelError,
@@ -19,6 +18,7 @@ from vbench_worker.judges import (
     Shelf,
     UnscorableError,
     UnsupportedError,
+    refusal,
 )
 from vbench_worker.official import score_dimension
 from vbench_worker.protocol import OFFICIAL, is_oom, one_line
@@ -103,13 +103,13 @@ class Scoring:
         shutil.rmtree(self.job.scratch / job.id, ignore_errors=True)
 
     def _open(self, job: ClipJob, wants: list[Want]) -> Clip | None:
-        """Decode a clip; takes out of ``wants`` what it has too few frames for."""
+        """Decode a clip; takes out of ``wants`` what has no value for it."""
         if not wants:
             return None
         self._progress(job.id, "decoding")
         try:
             clip = open_clip(job, self.job.scratch, self.readers)
-            frames = len(clip.frames_rgb)
+            shape = clip.frames_rgb.shape
         except UnscorableError as error:
             for want in wants:
                 self._unscorable(want, str(error))
@@ -121,10 +121,9 @@ class Scoring:
                 self._send_trouble(want.dimension, status, detail, [want.key])
             return None
         for want in list(wants):
-            if frames < (needed := FRAMES.get(want.dimension, 1)):
+            if (reason := refusal(want.dimension, shape)) is not None:
                 wants.remove(want)
-                plural = "" if frames == 1 else "s"
-                self._unscorable(want, f"has {frames} frame{plural}, needs {needed}")
+                self._unscorable(want, reason)
         return clip
 
     def _official(self) -> None:
