@@ -1,7 +1,7 @@
 """Write random weights for the heavy dimensions, in the formats that the official code reads.
 
-Runs in the scoring interpreter, as a script: ``python random_heavy_weights.py FOLDER [--full]
-[ID ...]``, with the folder of ``vbench_worker`` on ``PYTHONPATH``. ViCLIP, UMT and Tag2Text have
+Runs in the scoring interpreter, as a script: ``python random_heavy_weights.py FOLDER [--ids ID ...]
+[--full]``, with the folder of ``vbench_worker`` on ``PYTHONPATH``. ViCLIP, UMT and Tag2Text have
 one architecture in the official code, so their files are as large as the official ones; CLIP
 ViT-L/14 is a miniature unless ``--full`` is given.
 
@@ -16,6 +16,7 @@ import contextlib
 import importlib.util
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,8 @@ def write_bpe(folder: Path, full: bool) -> None:
 def write_clip_l14(folder: Path, full: bool) -> None:
     """A CLIP with the 768 features that the aesthetic head takes."""
     from clip.model import CLIP
+
+    sys.path.append(str(Path(__file__).parent))
     from random_weights import write_clip
 
     vision = (24, 1024, 14) if full else (2, 64, 32)
@@ -169,14 +172,16 @@ def main() -> None:
     """Write what is asked for."""
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
-    parser.add_argument("ids", nargs="*", metavar="ID")
+    parser.add_argument("--ids", nargs="+", choices=WRITERS, default=list(WRITERS))
     parser.add_argument("--full", action="store_true")
     chosen = parser.parse_args()
     folder = chosen.folder.resolve()
     compat.prepare(folder)
+    # So that nobody takes them for the official ones: harness.vbench.weights.STAND_IN.
+    (folder / "stand-in-weights.txt").write_text("random\n", encoding="utf-8")
     import torch
 
-    for name in chosen.ids or WRITERS:
+    for name in chosen.ids:
         torch.manual_seed(SEED)
         WRITERS[name](folder, chosen.full)
         print(name, flush=True)
