@@ -24,6 +24,8 @@ _STOP_GRACE_S = 5.0
 # Shares of the bar: pip first looks up and downloads every package, then writes them all.
 _COLLECTING, _INSTALLING = 0.03, 0.6
 _SEEN = ("Collecting ", "Processing ", "Requirement already satisfied: ")
+# Some packages come as sources; what builds them is locked too.
+_BUILDERS = ("setuptools", "wheel")
 # Settings of a user's pip that would lead the packages elsewhere.
 _ELSEWHERE = ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_USER", "PIP_DRY_RUN")
 
@@ -54,10 +56,12 @@ def install(python: Path, lock: Path, site: Path, progress: Progress) -> None:
     """
     command = [str(python), "-m", "pip", "install", "--progress-bar", "off"]
     command += ["--disable-pip-version-check", "--no-input", "-r", str(lock)]
-    total, before = len(pins(lock)), -1
-    # Some packages come as sources; what builds them is locked too. The first name is that of pip
-    # before 25.3.
-    locked = {"PIP_CONSTRAINT": str(lock), "PIP_BUILD_CONSTRAINT": str(lock)}
+    target, wanted = python.parent.parent, pins(lock)
+    total, before = len(wanted), -1
+    builders = target / "builders.txt"
+    builders.write_text("".join(f"{n}=={wanted[n]}\n" for n in _BUILDERS if n in wanted))
+    # The first name is that of pip before 25.3.
+    locked = {"PIP_CONSTRAINT": str(builders), "PIP_BUILD_CONSTRAINT": str(builders)}
 
     def tick(lines: list[str]) -> None:
         nonlocal before
@@ -73,7 +77,7 @@ def install(python: Path, lock: Path, site: Path, progress: Progress) -> None:
         progress(share, f"installing, {done} of {new} packages")
 
     what = "pip could not install the scoring environment"
-    run(command, python.parent.parent, what=what, defaults=locked, tick=tick)
+    run(command, target, what=what, defaults=locked, tick=tick)
 
 
 def _collecting(lines: list[str], total: int) -> tuple[float, str]:
@@ -106,7 +110,7 @@ def run(
         tick: Called with the lines that it has printed so far, a few times a second.
 
     Raises:
-        HarnessError: It failed; the last error that it printed is in the message.
+        HarnessError: It failed; the first error that it printed is in the message.
     """
     log, scratch = target.with_suffix(".log"), target.with_suffix(".tmp")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -131,8 +135,9 @@ def run(
         _end(process)
         shutil.rmtree(scratch, ignore_errors=True)
     if process.returncode:
-        said = [line for line in _lines(log) if line.lower().startswith("error")] or _lines(log)
-        reason = said[-1].strip() if said else f"exit code {process.returncode}"
+        said = [line for line in _lines(log) if line.lower().startswith("error")]
+        said = said or _lines(log)[-1:]
+        reason = said[0].strip() if said else f"exit code {process.returncode}"
         raise HarnessError(
             f"{what}: {reason}", f"see {log}; the same command goes on where this one stopped"
         )

@@ -10,6 +10,7 @@ import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Self
+from urllib.parse import quote, unquote
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -117,7 +118,7 @@ class Index:
         self.waiting, self.go = threading.Event(), threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
 
     @property
     def url(self) -> str:
@@ -135,8 +136,9 @@ class Index:
 
     def page(self, project: str) -> bytes:
         """The wheels of a project, as PEP 503 has it; empty where there is none."""
-        names = [p.name for p in self.folder.glob("*.whl") if p.name.startswith(f"{project}-")]
-        return "".join(f'<a href="/files/{name}">{name}</a>\n' for name in names).encode()
+        start = f"{project.replace('-', '_')}-"
+        names = [path.name for path in self.folder.glob(f"{start}*.whl")]
+        return "".join(f'<a href="/files/{quote(name)}">{name}</a>\n' for name in names).encode()
 
     def wheel(self, name: str) -> bytes:
         """A wheel, when it may come."""
@@ -150,7 +152,7 @@ class Index:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                kind, name = self.path.strip("/").split("/")
+                kind, name = unquote(self.path).strip("/").split("/")
                 body = index.page(name) if kind == "simple" else index.wheel(name)
                 self.send_response(200 if body else 404)
                 self.send_header(
