@@ -200,9 +200,18 @@ def _judge(
     return row, official
 
 
-def _grit(settings: Settings, dimension: str, start: str) -> Any:
+def require_detectron() -> None:
+    """Say what is missing before the import of an official module says it in other words.
+
+    Raises:
+        UnsupportedError: If detectron2 is not installed.
+    """
     if importlib.util.find_spec("detectron2") is None:
         raise UnsupportedError(NO_DETECTRON)
+
+
+def _grit(settings: Settings, dimension: str, start: str) -> Any:
+    require_detectron()
     from vbench.third_party.grit_model import DenseCaptioning
 
     model = DenseCaptioning(settings.device)

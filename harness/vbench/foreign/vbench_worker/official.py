@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vbench_worker import detector
 from vbench_worker.compat import private_imports, trusting_load
 from vbench_worker.judges import Score
 from vbench_worker.light import IMAGING_SCALE, JUDGES, static_filter
@@ -44,6 +45,8 @@ def score_dimension(
     """
     if dimension in EXTRA:
         return {want.key: _extra(dimension, clip, want, shelf) for clip, want in asked}, None
+    if dimension in detector.JUDGES:
+        detector.require_detectron()
     info = scratch / f"{dimension}_full_info.json"
     entries = [_entry(dimension, clip, want) for clip, want in asked]
     info.write_text(json.dumps(entries), encoding="utf-8")
@@ -97,7 +100,7 @@ def _weight(dimension: str, clip: Clip, row: dict[str, Any]) -> float:
         return len(clip.frames_rgb) - 1
     if dimension == "background_consistency":
         return row["cnt_per_video"]
-    if dimension == "appearance_style":
+    if dimension in ("appearance_style", "spatial_relationship"):
         return len(row["frame_results"])
     return row.get("frame_count", 1)
 
