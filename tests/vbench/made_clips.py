@@ -14,20 +14,18 @@ if TYPE_CHECKING:
 FRAMES, SIDE, FPS = 5, 128, 8
 
 
-def moving(
-    frames: int = FRAMES, height: int = SIDE, width: int = SIDE, seed: int = 0
-) -> np.ndarray:
+def moving(frames: int = FRAMES, height: int = SIDE, width: int = SIDE) -> np.ndarray:
     """A random texture that moves by 6 pixels a frame; shape [frames, height, width, 3]."""
-    texture = np.random.default_rng(seed).integers(0, 256, (height // 4, width // 4 + 1, 3))
+    texture = np.random.default_rng(0).integers(0, 256, (height // 4, width // 4 + 1, 3))
     picture = np.kron(texture, np.ones((4, 4, 1))).astype(np.uint8)
     picture = np.pad(picture, ((0, 4), (0, 4), (0, 0)), mode="edge")[:height, :width]
     return np.stack([np.roll(picture, 6 * t, axis=1) for t in range(frames)])
 
 
-def noise(frames: int = FRAMES, seed: int = 1) -> np.ndarray:
+def noise(frames: int = FRAMES) -> np.ndarray:
     """Independent noise."""
     shape = (frames, SIDE, SIDE, 3)
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    return np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
 
 
 def write(path: Path, frames: np.ndarray, fps: int = FPS) -> Path:

@@ -38,7 +38,7 @@ SIDES = {
     "flow_score": 121,
 }
 """Pixels that the shorter side must have. AMT pads to a multiple of 16 and RAFT to one of 8; below
-128 the coarsest of their four correlation maps, at 1/64 of the size, is one pixel wide, the position
+128 the coarsest of their four correlation maps, at 1/64 of the size, is one pixel wide, a position
 in it is divided by its width less one, and all flow is NaN. The official code takes that for a
 static clip, and for a black interpolated frame."""
 
