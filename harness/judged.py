@@ -210,7 +210,7 @@ class Judged:
 def judged_cautions(rows: Sequence[Judged], plan: Plan) -> list[str]:
     """What must be said before VBench's numbers of a run are compared with others."""
     whole = [row for row in rows if row._found]
-    if not whole:
+    if not whole or not plan.judging.asked:
         return []
     made = Counter(wanted.prompt.id for wanted in whole[0].planned.task.clips)
     names = {row._metric(name) for row in whole for name in row._found if name in JUDGED}

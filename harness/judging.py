@@ -19,7 +19,7 @@ from harness.stages.judge import FLOAT32, Bench, Missing, places
 from harness.vbench import environment, weights
 from harness.vbench.dimensions import DIMENSIONS, EIGHT
 from harness.vbench.suites import FLICKERING, dimensions, is_vbench
-from harness.vbench.wants import action_classes, dimensions_for
+from harness.vbench.wants import ACTION, action_classes, dimensions_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -37,8 +37,11 @@ if TYPE_CHECKING:
 _WORKER_BYTES = 2 << 30
 _MODEL_SHARE = 1.5
 DETECTOR = "needs detectron2, which is not installed in the scoring environment"
-OTHERS = "of VBench's 16 dimensions only temporal flickering is judged unless asked: the others "
-OTHERS += "with --metrics vbench-8 or vbench-16, their weights by harness fetch vbench-weights"
+OTHERS = (
+    "of VBench's 16 dimensions only temporal flickering is judged unasked, over all clips instead "
+    "of static ones: the others with --metrics vbench-8 or vbench-16, their weights by harness "
+    "fetch vbench-weights"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +53,7 @@ class Judging:
         wanted: Every dimension that is asked for, also those that cannot be judged.
         per_prompt: Dimensions that can be judged, by prompt id.
         lost: Dimensions that cannot be judged at all: status and reason.
+        asked: Whether somebody asked for it, by metrics or by the suite.
         remarks: What the reader of the table is told of it.
     """
 
@@ -57,6 +61,7 @@ class Judging:
     wanted: tuple[str, ...] = ()
     per_prompt: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     lost: Mapping[str, tuple[Status, str]] = field(default_factory=dict)
+    asked: bool = False
     remarks: tuple[str, ...] = ()
 
     def missing(self, store: Store, cells: Iterable[PlannedCell]) -> list[Missing]:
@@ -81,6 +86,8 @@ class Judging:
         if self.bench is None or device.id != "cpu":
             return 1
         ids = weights.ids_of([n for n in self.wanted if n not in self.lost])
+        if not ids:
+            return 1  # reading clips takes less than starting a second worker
         table = weights.table()
         files = {file.here(self.bench.weights) for name in ids for file in table[name].files}
         held = sum(path.stat().st_size for path in files if path is not None)
@@ -142,7 +149,9 @@ def _resolve(
     wanted: tuple[str, ...],
     asked: bool,
 ) -> Judging:
-    actions = None if is_vbench(suite) else action_classes(found.full_info)
+    # VBench's own prompts name actions that it knows.
+    own = ACTION in wanted and not is_vbench(suite)
+    actions = action_classes(found.full_info) if own else None
     wants = dimensions_for(suite, wanted, actions=actions)
     names = tuple(dict.fromkeys([*wanted, *(n for of in wants.per_prompt.values() for n in of)]))
     lost = {name: (Status.UNSUPPORTED, why) for name, why in wants.refused.items()}
@@ -179,6 +188,7 @@ def _resolve(
             prompt: tuple(n for n in of if n not in lost) for prompt, of in wants.per_prompt.items()
         },
         lost=lost,
+        asked=asked,
         remarks=(*_reasons(lost, folder), *told, *(() if asked else (OTHERS,))),
     )
 
@@ -195,7 +205,10 @@ def _absent(name: str, found: Environment, folder: Path) -> tuple[Status, str] |
 
 
 def _reasons(lost: Mapping[str, tuple[Status, str]], folder: Path) -> list[str]:
-    """One line for all weights that are missing, one for each other reason."""
+    """One line for all weights that are missing, one for each other reason but for errors.
+
+    Errors are among the failures of the run, which every table shows.
+    """
     absent = [name for name, (status, _) in lost.items() if status is Status.SKIPPED]
     lines = []
     if absent:
@@ -206,7 +219,7 @@ def _reasons(lost: Mapping[str, tuple[Status, str]], folder: Path) -> list[str]:
         )
     groups: dict[tuple[Status, str], list[str]] = {}
     for name, reason in lost.items():
-        if name not in absent:
+        if reason[0] is Status.UNSUPPORTED:
             groups.setdefault(reason, []).append(name)
     return lines + [f"{', '.join(n)} {status}: {why}" for (status, why), n in groups.items()]
 

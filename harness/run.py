@@ -97,7 +97,8 @@ def execute(
         endings=endings,
         records=[record for cell in prepared.plan.cells for record in collector.records(cell)],
         failures=[*lost, *failures],
-        warnings=[*timing_warnings(store, measures), *collector.cautions()],
+        warnings=timing_warnings(store, measures),
+        remarks=collector.cautions(),
         command=command,
     )
     write_run(run)

@@ -65,6 +65,7 @@ def describe_run(
     records: Sequence[Record],
     failures: Sequence[str] = (),
     warnings: Sequence[str] = (),
+    remarks: Sequence[str] = (),
     command: list[str],
 ) -> Run:
     """Put together what the run folder holds.
@@ -77,12 +78,13 @@ def describe_run(
         records: All values.
         failures: What went wrong beside the rows.
         warnings: What a reader of the table must know.
+        remarks: What helps to read it.
         command: Command line that asked for it.
     """
     told = {
         "failures": list(failures),
         "warnings": list(warnings),
-        "remarks": list(plan.judging.remarks),
+        "remarks": [*plan.judging.remarks, *remarks],
     }
     return Run(
         id=plan.run,

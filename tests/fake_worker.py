@@ -16,7 +16,14 @@ from typing import Any
 from harness.executors.lifeline import die_with
 from harness.stages.generate import FACTS_FILE
 from harness.stages.measure import MEASURE_FILE
-from harness.stages.score import LATENTS_FILE, LOSSLESS_FILE, SCORE_FILE, SCORERS, score_key
+from harness.stages.score import (
+    LATENTS_FILE,
+    LOSSLESS_FILE,
+    MP4_FILE,
+    SCORE_FILE,
+    SCORERS,
+    score_key,
+)
 from harness.store import Store
 from harness.task import CellTask, Job, MeasureTask, PoolTask
 
@@ -90,8 +97,11 @@ def cell(task: CellTask, store: Store) -> None:
         send("progress", stage="generate", fraction=i / len(task.clips), text=f"clip {i + 1}")
         if store.find("clip", one.clip.key) is None:
             with store.build("clip", one.clip.key, one.clip.inputs, {"label": task.id}) as folder:
-                for name in ("clip.mp4", LOSSLESS_FILE, LATENTS_FILE):
-                    (folder / name).write_text(f"{one.clip.key} {name}\n" * 500)
+                for name in (MP4_FILE, LOSSLESS_FILE, LATENTS_FILE):
+                    # A repeat of the unquantized model gives the same coded file.
+                    same = name == MP4_FILE and task.artifact is None
+                    made = f"{one.prompt.text} {one.seed}" if same else one.clip.key
+                    (folder / name).write_text(f"{made} {name}\n" * 500)
                 (folder / FACTS_FILE).write_text(json.dumps(facts_of(task, i)))
                 time.sleep(CLIP_S)
     for one in task.clips:

@@ -176,8 +176,7 @@ def _remarks(run: Run, values: Values, blocks: Sequence[Block]) -> list[str]:
     found = table_remarks(run, blocks)
     found += _methods_notes(run, values)
     found += vbench_remarks(run, blocks)
-    told_of = {c.metric for c in col.CATALOGUE if c.block == col.VBENCH}
-    found += _skipped(values, told_of | {c.metric for b in blocks for c in b.columns})
+    found += _without_column(values, {c.metric for b in blocks for c in b.columns})
     # What went wrong beside the rows, as the run left it: measuring failed, the machine was busy.
     told = [*run.provenance.get("failures", ()), *run.provenance.get("warnings", ())]
     return found + [f"warning: {text}" for text in told]
@@ -220,11 +219,20 @@ def _methods_notes(run: Run, values: Values) -> list[str]:
     ]
 
 
-def _skipped(values: Values, shown: set[str]) -> list[str]:
-    """Metrics without a column, one line for each reason they were skipped for."""
-    reasons: dict[str, list[str]] = {}
+def _without_column(values: Values, shown: set[str]) -> list[str]:
+    """Metrics that no row has, one line for each status and reason.
+
+    What cannot be judged by VBench at all is said by the run, in one line for many dimensions.
+    """
+    by_run = {c.metric for c in col.CATALOGUE if c.block == col.VBENCH}
+    reasons: dict[tuple[Status, str], list[str]] = {}
     for metric in values.metrics():
-        why = {r.detail for r in values.of_metric(metric) if r.status is Status.SKIPPED}
-        for reason in sorted(why - {REFERENCE_DETAIL}) if metric not in shown else ():
-            reasons.setdefault(reason, []).append(metric)
-    return [f"{', '.join(metrics)} skipped: {reason}" for reason, metrics in reasons.items()]
+        why = {
+            (r.status, r.detail)
+            for r in values.of_metric(metric)
+            if r.status is not Status.OK and (r.prompt or metric not in by_run)
+        }
+        for reason in sorted(why) if metric not in shown else ():
+            if reason[1] != REFERENCE_DETAIL:
+                reasons.setdefault(reason, []).append(metric)
+    return [f"{', '.join(names)} {status}: {why}" for (status, why), names in reasons.items()]

@@ -85,11 +85,17 @@ class Provenance:
 
 
 def _scorers(records: Iterable[Record]) -> tuple[str, ...]:
-    """``judged by vbench 0.1.5, weights 0123..., <device>, float32: imaging_quality``."""
+    """``judged by vbench 0.1.5, <device>, float32: imaging_quality (weights 0123...)``.
+
+    The second part of a record's scorer says which weights: it differs between metrics, the others
+    do not.
+    """
     judged: dict[str, dict[str, None]] = {}
     for record in records:
         if record.scorer and record.prompt:
-            judged.setdefault(record.scorer, {})[record.metric] = None
+            package, weights, *rest = record.scorer.split(", ")
+            scorer = ", ".join([package, *rest])
+            judged.setdefault(scorer, {})[f"{record.metric} ({weights})"] = None
     return tuple(f"judged by {scorer}: {', '.join(names)}" for scorer, names in judged.items())
 
 
