@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.vbench.interpreter import WORKER, worker_environment
+from harness.vbench.synthetic import FPS, synthetic_clip
+from harness.video import write_mp4
 from tests.vbench.driving import Answer, clip_job
-from tests.vbench.made_clips import moving, write
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 SCRIPTS = Path(__file__).parents[1]
-FRAMES = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +66,9 @@ def write_clips(folder: Path, entries: Sequence[dict[str, Any]]) -> list[Path]:
     """A clip per prompt, under its official name."""
     folder.mkdir()
     paths = [folder / f"{e['prompt_en']}-0.mp4" for e in entries]
-    return [write(path, moving(FRAMES, seed=seed)) for seed, path in enumerate(paths)]
+    for seed, path in enumerate(paths):
+        write_mp4(path, synthetic_clip(seed), fps=FPS)
+    return paths
 
 
 def by_worker(
