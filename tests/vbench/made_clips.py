@@ -40,3 +40,8 @@ def write_exact(path: Path, frames: np.ndarray, fps: int = FPS) -> Path:
     write_lossless(lossless, frames, fps=fps)
     lossless.rename(path)
     return path
+
+
+def still(frames: int = FRAMES) -> np.ndarray:
+    """One picture, again and again."""
+    return np.repeat(moving(1), frames, axis=0)
