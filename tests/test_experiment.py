@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.config import BUNDLED_MODELS, Experiment, Flags, resolve
+from harness.config import BUNDLED_MODELS, Experiment, Flags, Judge, resolve
 from harness.errors import UsageError
 from harness.experiment_file import ExperimentFile, load_file
 from harness.models.table import BUNDLED, SHAPES_GEN
+from harness.vbench.dimensions import EIGHT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,6 +45,21 @@ def test_the_prompts_fit_the_models() -> None:
     chosen = experiment(suites, models=("shapes", "latte"))
     assert (chosen.suite, chosen.calibration_suite) == ("ours.txt", "mine.txt")
     assert set(BUNDLED) == set(BUNDLED_MODELS)
+
+
+def test_a_suite_of_vbench_is_run_whole_with_the_seeds_it_asks_for() -> None:
+    found = experiment(models=("latte",), suite="vbench-full")
+    assert (found.limit, found.seeds, found.metrics) == (None, (), None)
+    chosen = experiment('[run]\nmetrics = ["vbench-8", "flow_score"]', seeds=(3,), limit=2)
+    assert chosen.metrics == (*EIGHT, "flow_score")
+    assert (chosen.limit, chosen.seeds) == (2, (3,))
+    assert experiment('[run]\nmetrics = ["scene"]', metrics=("none",)).metrics == ()
+
+
+def test_the_judge_is_described_in_the_file() -> None:
+    text = '[envs.vbench]\npython = "/p"\n[vbench]\nscorer = "official"\nshards = 3'
+    assert experiment(text).judge == Judge(python="/p", scorer="official", shards=3)
+    assert experiment().judge == Judge()
 
 
 def test_flags_override_the_file() -> None:
@@ -149,6 +165,9 @@ def test_generation_overrides_change_only_what_they_name() -> None:
     [
         ("[run]\nmethod = ['s2q']", "key 'run.method' is unknown", "did you mean methods?"),
         ("[runn]\nlimit = 1", "key 'runn' is unknown", "did you mean run?"),
+        ("[vbench]\nbatches = 2", "key 'vbench.batches' is unknown", "did you mean batch?"),
+        ("[envs.vbench]\npythn = 'p'", "key 'envs.vbench.pythn' is unknown", "python"),
+        ("[vbench]\nprecision = 'int8'", "vbench.precision", "harness run --help"),
         ("[[method]]\nname='a'\nlabels='b'", "key 'method.0.labels' is unknown", "label"),
         ("[run]\nlimit = '3'", "run.limit = '3'", "see"),
         ("[run]\nlimit = 0", "run.limit = 0", "see"),

@@ -7,6 +7,7 @@ from harness.task import (
     CellTask,
     ClipTask,
     Job,
+    JudgeTask,
     Keyed,
     MeasuredRow,
     MeasureTask,
@@ -60,6 +61,7 @@ def test_every_task_survives_the_trip_to_a_worker() -> None:
             rounds=7,
             clips=3,
         ),
+        JudgeTask(id="judge", python=Path("/p"), folder=Path("/w"), job={"clips": [{"id": "c"}]}),
     ]
     for task in tasks:
         assert Job.from_json(job(task).to_json()) == job(task)

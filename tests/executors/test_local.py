@@ -13,7 +13,7 @@ import pytest
 from harness.executors.base import Ended, Event
 from harness.executors.local import LocalExecutor
 from harness.spec import Status
-from harness.task import Keyed, MeasureTask
+from harness.task import JudgeTask, Keyed, MeasureTask
 from tests.test_task import GEN, MODEL
 
 if TYPE_CHECKING:
@@ -93,6 +93,59 @@ def test_a_worker_over_its_time_is_killed(tmp_path: Path) -> None:
     script = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
     _, ended = outcome(executor(tmp_path, script, timeout_s=0.5), tmp_path)
     assert (ended.status, ended.detail) == (Status.TIMEOUT, "stopped after 0.5 s")
+
+
+def judge(tmp_path: Path, body: str) -> JudgeTask:
+    """A task whose interpreter is a script of this test."""
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\nexec {sys.executable} -c '{body}' \"$@\"\n")
+    program.chmod(0o755)
+    return JudgeTask(id="judge--1", python=program, folder=tmp_path / "weights", job={"clips": []})
+
+
+def ended_of(found: LocalExecutor, task: JudgeTask, log: Path) -> tuple[list[Event], Ended]:
+    found.start(task, log=log, threads=1)
+    events: list[Event] = []
+    while True:
+        for one in found.poll(0.1):
+            if isinstance(one, Ended):
+                found.stop()
+                return events, one
+            events.append(one)
+
+
+def test_a_judge_is_another_interpreter_with_surroundings_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/ours")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    body = (
+        "import json, os, sys; job = json.load(open(sys.argv[4])); "
+        'names = ["PYTHONPATH", "OMP_NUM_THREADS", "TRANSFORMERS_OFFLINE"]; '
+        "facts = {n: os.environ[n] for n in names}; "
+        'print(json.dumps({"event": "seen", "argv": sys.argv[1:4], **job, **facts})); '
+        'print(json.dumps({"event": "done"}))'
+    )
+    (seen,), ended = ended_of(executor(tmp_path, ""), judge(tmp_path, body), tmp_path / "log")
+    assert ended.status is Status.OK
+    assert seen.facts["argv"] == ["-P", "-m", "vbench_worker"]
+    assert (seen.facts["threads"], seen.facts["parent"]) == (1, os.getpid())
+    assert seen.facts["PYTHONPATH"].endswith("foreign")
+    assert (seen.facts["OMP_NUM_THREADS"], seen.facts["TRANSFORMERS_OFFLINE"]) == ("1", "1")
+    assert (tmp_path / "weights").is_dir()
+
+
+def test_a_judge_has_its_time_anew_with_each_word(tmp_path: Path) -> None:
+    body = (
+        "import time\nfor _ in range(6):\n"
+        '    print("{\\"event\\": \\"score\\"}", flush=True); time.sleep(0.4)\n'
+        "time.sleep(60)"
+    )
+    found = executor(tmp_path, "", timeout_s=1.5)
+    events, ended = ended_of(found, judge(tmp_path, body), tmp_path / "log")
+    assert len(events) == 6
+    assert ended.status is Status.TIMEOUT
+    assert ended.seconds > 2.4
 
 
 def test_stopping_ends_a_worker_that_ignores_the_polite_signal(tmp_path: Path) -> None:
