@@ -135,12 +135,17 @@ def check_nothing_records_gradients() -> None:
     assert not (2 * parameter).requires_grad
 
 
-def check_kernels_are_deterministic() -> None:
+def check_kernels_of_a_gpu_are_deterministic() -> None:
     import torch
 
+    with replaced(torch.cuda, is_available=lambda: False):
+        assert compat.steady_numbers() == compat.NOT_NEEDED
+    with replaced(torch.cuda, is_available=lambda: True):
+        assert compat.steady_numbers() == compat.APPLIED
     assert torch.are_deterministic_algorithms_enabled()
     assert not torch.backends.cudnn.benchmark
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"]
+    torch.use_deterministic_algorithms(torch.cuda.is_available(), warn_only=True)
 
 
 def check_paths_lead_to_the_weights() -> None:
@@ -280,7 +285,7 @@ def check_readers_that_disagree_are_both_used() -> None:
     readers = decode.Readers()
     with replaced(decode, _read_decord=lambda _: other.copy()):
         footage = decode.read_footage(CLIP, readers)
-    assert np.array_equal(footage.rgb, other)
+        assert np.array_equal(footage.rgb, other)
     assert np.array_equal(footage.bgr[..., ::-1], true)
     counts = readers.counts()
     assert (counts["decodes"], counts["reader_checks"], counts["readers_agree"]) == (2, 1, False)
@@ -293,8 +298,18 @@ def check_frames_that_decord_cannot_hand_out_are_those_of_cv2() -> None:
     readers = decode.Readers()
     with replaced(decode, _read_decord=lambda _: None):
         footage = decode.read_footage(CLIP, readers)
-    assert np.array_equal(footage.rgb, footage.bgr[..., ::-1])
+        assert np.array_equal(footage.rgb, footage.bgr[..., ::-1])
     assert readers.counts()["refused_by_decord"] == 1
+
+
+def check_a_dimension_that_reads_by_cv2_does_not_start_decord() -> None:
+    from vbench_worker import decode
+
+    with replaced(decode, _read_decord=None):
+        clip = opened()
+        assert clip.shape == (5, 128, 128, 3)
+        assert clip.frames_bgr.shape == clip.shape
+    assert clip.readers.counts()["reader_checks"] == 0
 
 
 def check_links_have_the_official_names() -> None:

@@ -45,6 +45,7 @@ class Clip:
     named: bool
     readers: Readers
     _footage: Footage | None = field(default=None)
+    _shape: tuple[int, ...] | None = field(default=None)
 
     @property
     def footage(self) -> Footage:
@@ -56,6 +57,21 @@ class Clip:
         if self._footage is None:
             self._footage = read_footage(self.path, self.readers)
         return self._footage
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Frames, height, width and 3.
+
+        Raises:
+            UnscorableError: If the file cannot be decoded.
+        """
+        if self._shape is None:
+            self._shape = self.footage.bgr.shape
+        return self._shape
+
+    def forget(self) -> None:
+        """Let the frames go; the next who asks has them decoded again."""
+        self._footage = None
 
     @property
     def frames_rgb(self) -> np.ndarray:

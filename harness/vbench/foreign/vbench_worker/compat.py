@@ -128,12 +128,15 @@ def no_gradients() -> str:
 
 
 def steady_numbers() -> str:
-    """Choose deterministic kernels where torch has them, so that two runs give the same numbers.
+    """Choose deterministic kernels on a GPU, so that two runs give the same numbers.
 
-    TF32 stays as torch sets it, as in the official runs.
+    TF32 stays as torch sets it, as in the official runs. On a CPU the kernels are deterministic,
+    and to say so takes torch a second of imports.
     """
     import torch
 
+    if not torch.cuda.is_available():
+        return NOT_NEEDED
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
     return APPLIED

@@ -25,21 +25,6 @@ if TYPE_CHECKING:
     from vbench_worker.clips import Clip
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Footage:
-    """A decoded clip; its bytes cannot be written to, since all dimensions share them.
-
-    Attributes:
-        rgb: Shape [frames, height, width, 3], as decord returns them.
-        bgr: The same as cv2 returns them.
-        fps: Frames per second, as cv2 reads it from the container.
-    """
-
-    rgb: np.ndarray
-    bgr: np.ndarray
-    fps: float
-
-
 @dataclass(kw_only=True)
 class Readers:
     """Which reader is used for which kind of file, and how often.
@@ -73,6 +58,51 @@ class Readers:
         }
 
 
+@dataclass(kw_only=True)
+class Footage:
+    """A decoded clip; its bytes cannot be written to, since all dimensions share them.
+
+    Attributes:
+        bgr: Shape [frames, height, width, 3], as cv2 returns them.
+        fps: Frames per second, as cv2 reads it from the container.
+        kind: Codec, height and width.
+    """
+
+    path: Path
+    readers: Readers
+    bgr: np.ndarray
+    fps: float
+    kind: tuple[int, int, int]
+    _rgb: np.ndarray | None = None
+
+    @property
+    def rgb(self) -> np.ndarray:
+        """The frames as decord returns them, shape [frames, height, width, 3].
+
+        Raises:
+            UnscorableError: If decord has to read them and cannot.
+        """
+        if self._rgb is None:
+            if self._agreed():
+                rgb = np.stack([cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) for frame in self.bgr])
+            else:
+                rgb = _frames_of_decord(self.path)
+                self.readers.decodes += 1
+            rgb.flags.writeable = False
+            self._rgb = rgb
+        return self._rgb
+
+    def _agreed(self) -> bool:
+        readers = self.readers
+        if self.kind not in readers.same:
+            readers.checks += 1
+            theirs = _read_decord(self.path)
+            agree = theirs is None or np.array_equal(theirs, self.bgr[..., ::-1])
+            readers.same[self.kind] = agree
+            readers.refused += theirs is None
+        return readers.same[self.kind]
+
+
 def read_footage(path: Path, readers: Readers) -> Footage:
     """Decode a file.
 
@@ -81,19 +111,8 @@ def read_footage(path: Path, readers: Readers) -> Footage:
     """
     bgr, fps, kind = _read_cv2(path)
     readers.decodes += 1
-    if kind not in readers.same:
-        readers.checks += 1
-        theirs = _read_decord(path)
-        readers.same[kind] = theirs is None or np.array_equal(theirs, bgr[..., ::-1])
-        readers.refused += theirs is None
-    if readers.same[kind]:
-        rgb = np.stack([cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) for frame in bgr])
-    else:
-        rgb = _frames_of_decord(path)
-        readers.decodes += 1
-    rgb.flags.writeable = False
     bgr.flags.writeable = False
-    return Footage(rgb=rgb, bgr=bgr, fps=fps)
+    return Footage(path=path, readers=readers, bgr=bgr, fps=fps, kind=kind)
 
 
 def _read_cv2(path: Path) -> tuple[np.ndarray, float, tuple[int, int, int]]:

@@ -70,7 +70,7 @@ class SubjectConsistency:
                 _, (row,) = module.subject_consistency(
                     asked, [str(clip.link)], settings.device, False
                 )
-        return _score(row["video_results"], weight=len(clip.frames_rgb) - 1)
+        return _score(row["video_results"], weight=clip.shape[0] - 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -192,7 +192,7 @@ class FlowScore:
             UnscorableError: If only one of its frames is looked at.
         """
         dynamic, lengths = shelf.get(RAFT), []
-        height, width = clip.frames_rgb.shape[1:3]
+        height, width = clip.shape[1:3]
         with _official("dynamic_degree", clip) as module:
             padder = module.InputPadder((height, width))
 

@@ -97,7 +97,7 @@ def _of_row(dimension: str, clip: Clip, row: dict[str, Any] | None) -> Score:
 def _weight(dimension: str, clip: Clip, row: dict[str, Any]) -> float:
     """What the official aggregate weighs a clip by: the frames that it counts of it."""
     if dimension == "subject_consistency":
-        return len(clip.frames_rgb) - 1
+        return clip.shape[0] - 1
     if dimension == "background_consistency":
         return row["cnt_per_video"]
     if dimension in ("appearance_style", "spatial_relationship"):

@@ -109,7 +109,7 @@ class Scoring:
         self._progress(job.id, "decoding")
         try:
             clip = open_clip(job, self.job.scratch, self.readers)
-            shape = clip.frames_rgb.shape
+            shape = clip.shape
         except UnscorableError as error:
             for want in wants:
                 self._unscorable(want, str(error))
@@ -133,6 +133,8 @@ class Scoring:
             clip = self._open(job, wants)
             for want in wants if clip is not None else ():
                 asked.setdefault(want.dimension, []).append((clip, want))
+            if clip is not None:
+                clip.forget()  # the official functions read the files themselves
         for dimension, pairs in asked.items():
             self._progress("all clips", dimension)
             try:
