@@ -141,9 +141,7 @@ class Store:
         """
         if digest(inputs) != key:
             raise ValueError(f"the key of this {kind} is not the digest of its inputs")
-        owner = f"{socket.gethostname()}~{os.getpid()}"
-        work = self.root / "tmp" / f"{kind}-{key[:12]}~{owner}~{secrets.token_hex(4)}"
-        work.mkdir(parents=True)
+        work = self.scratch(f"{kind}-{key[:12]}")
         started = time.monotonic()
         try:
             yield work
@@ -151,6 +149,13 @@ class Store:
             self._publish(work, kind, key, inputs, facts)
         finally:
             shutil.rmtree(work, ignore_errors=True)
+
+    def scratch(self, name: str) -> Path:
+        """Make an empty folder of this process; what a killed one leaves, ``stale`` finds."""
+        owner = f"{socket.gethostname()}~{os.getpid()}"
+        folder = self.root / "tmp" / f"{name}~{owner}~{secrets.token_hex(4)}"
+        folder.mkdir(parents=True)
+        return folder
 
     def _publish(
         self,

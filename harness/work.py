@@ -149,25 +149,22 @@ class Work:
             Status and reason of values that could not be made, by score key, and the failures.
         """
         plan = self.prepared.plan
-        bench = plan.judging.bench
-        if bench is None:
-            return {}, []
-        self.docket = Docket(bench=bench, store=self.store)
-        waiting = judge_tasks(
-            self.docket,
-            plan.judging.missing(self.store, plan.cells),
-            shards=plan.judges,
-            scratch=self.prepared.folder / "jobs",
-        )
-        tasks = [task.id for task in waiting]
-        while waiting or self.running:
-            while waiting and len(self.running) < plan.judges:
-                self._start(waiting.pop(0), bench.threads)
-            self._poll()
-        for task in tasks:
-            shutil.rmtree(self.prepared.folder / "jobs" / task, ignore_errors=True)
-        troubles, failures = self.docket.close({task: self.endings[task] for task in tasks})
         broken = [f"{n}: {why}" for n, (s, why) in plan.judging.lost.items() if s is Status.ERROR]
+        missing = plan.judging.missing(self.store, plan.cells)
+        if plan.judging.bench is None or not missing:
+            return {}, broken
+        self.docket = Docket(bench=plan.judging.bench, store=self.store)
+        scratch = self.store.scratch("judge")
+        try:
+            waiting = judge_tasks(self.docket, missing, shards=plan.judges, scratch=scratch)
+            tasks = [task.id for task in waiting]
+            while waiting or self.running:
+                while waiting and len(self.running) < plan.judges:
+                    self._start(waiting.pop(0), plan.experiment.execution.threads)
+                self._poll()
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        troubles, failures = self.docket.close({task: self.endings[task] for task in tasks})
         return troubles, [*broken, *failures]
 
     @property

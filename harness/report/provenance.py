@@ -26,9 +26,10 @@ class Provenance:
         at: UTC time of the run.
         suites: One text for each prompt suite: name, version, digest, role.
         prompts: Evaluation prompts in the records.
-        seeds: Seeds of the initial noise for each prompt.
+        seeds: Seeds of the initial noise for each prompt; the most where prompts differ.
         cohort: Device, library versions and settings that paired values share.
         locked: One text for each model whose commit was asked from the hub, not released with us.
+        fewest: Seeds of the prompt that has the fewest; 0 where that was not counted.
         scorers: One text for each judge that is not this package, with what it judged.
 
     Raises:
@@ -44,6 +45,7 @@ class Provenance:
     cohort: str
     locked: tuple[str, ...] = ()
     scorers: tuple[str, ...] = ()
+    fewest: int = 0
 
     def __post_init__(self) -> None:
         parts = ("run", "version", "suites", "prompts", "seeds", "cohort")
@@ -69,19 +71,31 @@ class Provenance:
             cohort=_cohort(run.cohort),
             locked=_locked(run.experiment.get("models", ())),
             scorers=_scorers(run.records),
+            fewest=_fewest(run.records),
         )
 
     def lines(self) -> list[str]:
         """The footer, a few lines of plain text."""
         when = f", {self.at}" if self.at else ""
+        seeds = _count(self.seeds, "seed")
+        if 0 < self.fewest < self.seeds:
+            seeds = f"{self.fewest} to {seeds}"
         return [
             f"run {self.run}, vdit-quant-harness {self.version}{when}",
-            f"n = {_count(self.prompts, 'prompt')} x {_count(self.seeds, 'seed')}; "
-            + "; ".join(self.suites),
+            f"n = {_count(self.prompts, 'prompt')} x {seeds}; " + "; ".join(self.suites),
             f"cohort: {self.cohort}",
             *self.scorers,
             *self.locked,
         ]
+
+
+def _fewest(records: Iterable[Record]) -> int:
+    """Seeds of the prompt that has the fewest."""
+    seeds: dict[str, set[int]] = {}
+    for record in records:
+        if record.prompt:
+            seeds.setdefault(record.prompt, set()).add(record.seed)
+    return min((len(found) for found in seeds.values()), default=0)
 
 
 def _scorers(records: Iterable[Record]) -> tuple[str, ...]:

@@ -5,13 +5,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from harness.errors import InfraError
 from harness.keys import digest
+from harness.metric_names import CLIP, FVD
 from harness.models.shapes import world
 from harness.spec import Prompt
 from harness.stages.score import (
+    CLIP_METRICS,
+    EXTRAS,
+    FVD_METRIC,
     LATENTS_FILE,
     LOSSLESS_FILE,
+    MP4_FILE,
     SCORERS,
+    extra_missing,
     find_score,
     score_clip,
     score_key,
@@ -35,12 +42,13 @@ def publish(store: Store, name: str, shown: np.ndarray, latents: object) -> Entr
     import torch
     from safetensors.torch import save_file
 
-    from harness.video import write_lossless
+    from harness.video import write_lossless, write_mp4
 
     key = digest({"name": name})
     with store.build("clip", key, {"name": name}) as folder:
         write_lossless(folder / LOSSLESS_FILE, shown, fps=8)
         save_file({"latents": torch.as_tensor(latents)}, folder / LATENTS_FILE)
+        write_mp4(folder / MP4_FILE, shown, fps=8)
     entry = store.find("clip", key)
     assert entry is not None
     return entry
@@ -108,3 +116,69 @@ def test_the_oracle_is_asked_only_where_the_prompts_say_what_they_show() -> None
     assert "oracle" in scorers_for("oracle", [PROMPT])
     assert "oracle" not in scorers_for("oracle", [PROMPT, plain])
     assert "oracle" not in scorers_for("", [PROMPT])
+
+
+def test_the_names_of_what_is_scored_on_demand_are_those_of_its_modules() -> None:
+    from harness.metrics import clip, fvd
+
+    assert clip.METRICS == CLIP_METRICS
+    assert fvd.METRIC == FVD_METRIC
+    assert set(EXTRAS) == {CLIP, FVD}
+
+
+def test_what_is_scored_on_demand_needs_to_be_asked_for_and_its_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("harness.stages.score.clip_missing", lambda: "")
+    monkeypatch.setattr("harness.stages.score.fvd_missing", lambda: "")
+    assert CLIP not in scorers_for("", [PROMPT])
+    assert CLIP in scorers_for("", [PROMPT], ("clip", "scene"), clips=2)
+    assert FVD in scorers_for("", [PROMPT], ("fvd",), clips=1000)
+    assert FVD not in scorers_for("", [PROMPT], ("fvd",), clips=999)
+    assert extra_missing(FVD, 999) == "needs 1 000 clips, has 999"
+    monkeypatch.setattr("harness.stages.score.clip_missing", lambda: "no weights")
+    assert CLIP not in scorers_for("", [PROMPT], ("clip",), clips=2)
+    assert extra_missing(CLIP, 2) == "no weights"
+
+
+def test_the_text_score_is_of_the_coded_file_the_text_and_the_weights(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    clip = publish(store, "clip", frames(), [1.0])
+    inputs = score_key(SCORERS[CLIP], PROMPT, clip, None).inputs
+    assert inputs["clip"] == clip.file_sha256(MP4_FILE)
+    assert inputs["asked"] == {"text": "a red square"}
+    assert "weights" in inputs["environment"]
+    assert score_key(SCORERS[FVD], PROMPT, clip, None).inputs["asked"] == {}
+
+
+def test_weights_that_are_gone_are_no_property_of_the_clip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    clip = publish(store, "clip", frames(), [1.0])
+
+    def gone(shown: np.ndarray, text: str) -> dict[str, float]:
+        raise InfraError("the weights are gone", "fetch them")
+
+    monkeypatch.setattr("harness.metrics.clip.clip_scores", gone)
+    with pytest.raises(InfraError):
+        score_clip(store, SCORERS[CLIP], PROMPT, clip, None)
+    assert find_score(store, SCORERS[CLIP], PROMPT, clip, None) is None
+
+
+def test_text_and_motion_scores_are_published_with_the_clip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    clip = publish(store, "clip", frames(), [1.0])
+    made = dict.fromkeys(CLIP_METRICS, 0.5)
+    monkeypatch.setattr("harness.metrics.clip.clip_scores", lambda shown, text: made)
+    monkeypatch.setattr("harness.metrics.fvd.features", lambda shown: [float(len(shown))])
+    for name in (CLIP, FVD):
+        score_clip(store, SCORERS[name], PROMPT, clip, None)
+    clip_score = find_score(store, SCORERS[CLIP], PROMPT, clip, None)
+    fvd_score = find_score(store, SCORERS[FVD], PROMPT, clip, None)
+    assert clip_score is not None
+    assert fvd_score is not None
+    assert clip_score["values"] == made
+    assert fvd_score["values"] == {"features": [float(len(frames()))]}
