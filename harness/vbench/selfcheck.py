@@ -42,11 +42,13 @@ class Watched:
         values: By dimension and key; None where a clip has no such value.
         seconds: By dimension, and of the rest; from one answer to the next.
         troubles: Status and line by dimension.
+        processor_s: Seconds of the processor in all.
     """
 
     values: dict[str, dict[str, float | None]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     troubles: dict[str, tuple[str, str]] = field(default_factory=dict)
+    processor_s: float = 0.0
 
     @property
     def total_s(self) -> float:
@@ -191,7 +193,11 @@ def watch(python: Path, folder: Path, job: Mapping[str, Any]) -> Watched:
                 now = time.monotonic()
                 watched.hear(event, now - last)
                 last = now
-        if process.wait() or event["event"] != "done":
+        # `wait4` is the only way to the processor time of one child.
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        watched.processor_s = usage.ru_utime + usage.ru_stime
+        if process.returncode or event["event"] != "done":
             lines = printed.read_text(encoding="utf-8").strip().splitlines() or ["nothing"]
             raise HarnessError(
                 f"the scoring process ended with {process.returncode}",
@@ -237,11 +243,13 @@ def table(rows: Sequence[Row], official: Watched, ours: Watched) -> list[str]:
     head = f"{'dimension':<24} {'equal':<6} {'difference':>10} {'official':>11} {'ours':>11}"
     start = _times(official.seconds.get(REST, 0.0), ours.seconds.get(REST, 0.0))
     total = _times(official.total_s, ours.total_s)
+    processor = _times(official.processor_s, ours.processor_s)
     return [
         f"{head} {'speed-up':>9}",
         *(row.line for row in rows),
         f"{REST:<24} {'':<6} {'':>10} {start}",
         f"{'all':<24} {'':<6} {'':>10} {total}",
+        f"{'all, processor time':<24} {'':<6} {'':>10} {processor}",
     ]
 
 
