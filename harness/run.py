@@ -99,6 +99,7 @@ def execute(
         failures=[*lost, *failures],
         warnings=timing_warnings(store, measures),
         remarks=collector.cautions(),
+        judges=() if work.docket is None else work.docket.counts,
         command=command,
     )
     write_run(run)

@@ -66,6 +66,7 @@ def describe_run(
     failures: Sequence[str] = (),
     warnings: Sequence[str] = (),
     remarks: Sequence[str] = (),
+    judges: Sequence[Mapping[str, Any]] = (),
     command: list[str],
 ) -> Run:
     """Put together what the run folder holds.
@@ -79,12 +80,14 @@ def describe_run(
         failures: What went wrong beside the rows.
         warnings: What a reader of the table must know.
         remarks: What helps to read it.
+        judges: What each of VBench's workers counted: files decoded, models loaded.
         command: Command line that asked for it.
     """
     told = {
         "failures": list(failures),
         "warnings": list(warnings),
         "remarks": [*plan.judging.remarks, *remarks],
+        "judges": [plain(counts) for counts in judges],
     }
     return Run(
         id=plan.run,

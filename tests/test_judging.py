@@ -33,6 +33,7 @@ from tests.fake_run import Quiet, fake_run
 from tests.vbench import made_list
 
 if TYPE_CHECKING:
+    from harness.executors.base import Event
     from harness.records import Run
 
 TOY = "tests.doubles:Toy"
@@ -115,7 +116,7 @@ def test_flickering_is_judged_unasked_where_there_is_a_judge(place: Path) -> Non
 
 
 def test_the_judge_gets_its_own_surroundings_and_the_job_that_was_agreed(place: Path) -> None:
-    run(place, vbench={"batch": 4})
+    found = run(place, vbench={"batch": 4})
     (job,) = jobs(place / "judge")
     around = job["surroundings"]
     folder = str(weights.folder())
@@ -128,6 +129,9 @@ def test_the_judge_gets_its_own_surroundings_and_the_job_that_was_agreed(place: 
     assert len({clip["id"] for clip in job["clips"]}) == len(job["clips"]) == 6
     assert {clip["prompt"] for clip in job["clips"]} == {f"prompt number {i}" for i in range(3)}
     assert not Path(job["scratch"]).exists()
+    assert found.provenance["judges"] == [
+        {"decodes": 6, "models": {}, "pairs": {"run": 0, "of": 0}}
+    ]
 
 
 def test_the_same_command_judges_nothing_again(place: Path) -> None:
@@ -246,6 +250,22 @@ def test_a_judge_that_dies_costs_its_values_and_the_next_run_goes_on(place: Path
     first, second = jobs(place / "judge")
     assert (len(first["clips"]), len(second["clips"])) == (6, 4)
     assert again.provenance["failures"] == []
+
+
+def test_a_run_that_is_stopped_while_judging_loses_no_value(place: Path) -> None:
+    class Impatient(Quiet):
+        def event(self, event: Event) -> None:
+            super().event(event)
+            if self.seen.count("score judge--1") == 4:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fake_run(flags(place), file(place), Impatient())
+    assert not list((Store().root / "tmp").iterdir())
+    found = run(place)
+    assert all(r.status is Status.OK for r in of(found, FLICKER))
+    first, second = jobs(place / "judge")
+    assert (len(first["clips"]), len(second["clips"])) == (6, 2)
 
 
 @pytest.mark.parametrize("shards", [2, 5])

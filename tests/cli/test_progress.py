@@ -46,6 +46,13 @@ def test_the_whole_moves_with_the_weights_of_its_workers() -> None:
         assert monitor._progress.tasks[0].completed == pytest.approx(10 + 0.3 * 30)
 
 
+def test_scoring_is_all_that_a_judge_does() -> None:
+    with ProgressMonitor(prepared()) as monitor:
+        monitor.started("judge--1")
+        monitor.event(event("judge--1", "score", 0.25))
+        assert monitor._progress.tasks[-1].completed == pytest.approx(0.25)
+
+
 def test_without_a_terminal_every_end_is_a_line_and_long_stages_show_life(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
