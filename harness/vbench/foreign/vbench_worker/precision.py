@@ -29,7 +29,8 @@ class Autocast:
 
     def __getattr__(self, name: str) -> Any:
         attribute = getattr(self._model, name)
-        return self._cast(attribute) if name.startswith("encode_") else attribute
+        computes = name.startswith("encode_") or name == "generate"
+        return self._cast(attribute) if computes else attribute
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         """Call the model."""
