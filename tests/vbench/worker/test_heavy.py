@@ -10,6 +10,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 from harness.vbench.environment import find
 from tests.vbench.worker.both_ways import (
@@ -84,3 +85,24 @@ def test_the_worker_gives_the_values_of_the_official_package(
         assert weighed == pytest.approx(aggregates[dimension], rel=1e-12)
     assert set(answer.counts["models"].values()) == {1}
     assert answer.counts["decodes"] == len(clips)
+
+
+def test_a_file_without_a_tensor_of_umt_is_an_error_and_not_a_random_model(
+    scoring_python: Path, tmp_path: Path, weights: Path
+) -> None:
+    environment = find(str(scoring_python))
+    assert environment is not None
+    entries = prompts_of(environment.full_info, "human_action")[:1]
+    clips = write_clips(tmp_path / "clips", entries)
+    path = weights / "umt_model" / "l16_ptk710_ftk710_ftk400_f16_res224.pth"
+    path.parent.mkdir()
+    torch.save({"model": torch.zeros(1)}, path)
+
+    dimensions = ["human_action"]
+    asked = (scoring_python, tmp_path, clips, entries, dimensions)
+    answer, _ = by_worker(*asked, weights=weights)
+
+    (trouble,) = answer.of("trouble")
+    assert trouble["status"] == "error"
+    assert "holds no tensor of the model" in trouble["detail"]
+    assert answer.scores == {}
