@@ -63,6 +63,7 @@ class Answer:
     """What the worker said."""
 
     events: list[dict[str, Any]]
+    folder: Path
 
     def of(self, event: str) -> list[dict[str, Any]]:
         """The events of one kind."""
@@ -109,4 +110,5 @@ def score(
     path = folder / "job.json"
     path.write_text(json.dumps(job | changes), encoding="utf-8")
     done = _run([str(python), *WORKER, str(path)], code)
-    return Answer(events=[json.loads(line) for line in done.stdout.splitlines()])
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    return Answer(events=events, folder=folder)

@@ -14,7 +14,8 @@ from tests.vbench.driving import run_script
 SCRIPT = Path(__file__).with_name("inside.py")
 CHECKS = [
     node.name
-    for node in ast.parse(SCRIPT.read_text(encoding="utf-8")).body
+    for path in sorted(SCRIPT.parent.glob("check_*.py"))
+    for node in ast.parse(path.read_text(encoding="utf-8")).body
     if isinstance(node, ast.FunctionDef) and node.name.startswith("check_")
 ]
 

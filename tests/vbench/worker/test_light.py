@@ -19,7 +19,7 @@ LIGHT = [
     "subject_consistency",
     "background_consistency",
 ]
-EXTRA = ["static_filter", "flow_score"]
+STATIC = "static_filter"
 EVALUATE = Path(__file__).parents[1] / "evaluate.py"
 MODELS = ["amt-s", "clip-vit-b-32", "dino-vitb16", "musiq-spaq", "raft-things"]
 
@@ -53,7 +53,7 @@ def case(scoring_python, random_weights, tmp_path_factory):
 @pytest.fixture(scope="module")
 def shared(case, tmp_path_factory):
     folder = tmp_path_factory.mktemp("shared") / "job"
-    return case.score(folder, list(case.clips), [*LIGHT, *EXTRA])
+    return case.score(folder, list(case.clips), [*LIGHT, STATIC])
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ TOLERANCES = {
 
 def test_the_official_functions_themselves_give_the_same_events(case, shared, tmp_path):
     names = ["noise", "still"]
-    theirs = case.score(tmp_path / "job", names, [*LIGHT, *EXTRA], scorer="official")
+    theirs = case.score(tmp_path / "job", names, [*LIGHT, STATIC], scorer="official")
     assert theirs.scores == {k: e for k, e in shared.scores.items() if k.split("/")[0] in names}
     said = {e["dimension"]: e["aggregate"] for e in theirs.of("official")}
     assert said.keys() == set(LIGHT)
@@ -150,14 +150,6 @@ def test_the_official_functions_themselves_give_the_same_events(case, shared, tm
         events = [theirs.scores[f"{name}/{dimension}"] for name in names]
         mean = sum(e["weight"] * e["value"] for e in events) / sum(e["weight"] for e in events)
         assert math.isclose(aggregate, mean, rel_tol=1e-12)
-
-
-def test_bfloat16_changes_only_the_feature_networks(case, shared, tmp_path):
-    coarse = case.score(tmp_path / "job", ["noise"], LIGHT, precision="bfloat16")
-    changed = {e["dimension"] for k, e in coarse.scores.items() if e["value"] != shared.value(k)}
-    assert changed == {"imaging_quality", "subject_consistency", "background_consistency"}
-    for key, event in coarse.scores.items():
-        assert abs(event["value"] - shared.value(key)) < 0.01
 
 
 def _names(answer: Answer) -> list[str]:

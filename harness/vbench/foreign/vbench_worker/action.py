@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vbench_worker.decode import reading
-from vbench_worker.judges import Score
+from vbench_worker.judges import Score, UnscorableError
 from vbench_worker.precision import Autocast
 from vbench_worker.protocol import BFLOAT16
 from vbench_worker.substitute import paths, replaced, silent
@@ -105,9 +105,18 @@ class HumanAction:
     models: tuple[str, ...] = (UMT,)
 
     def score(self, clip: Clip, want: Want, shelf: Shelf) -> Score:
-        """Judge one clip."""
+        """Judge one clip.
+
+        Raises:
+            UnscorableError: If the prompt cannot be a file name, where the official code looks for
+                the action.
+        """
         from vbench import human_action as official
 
+        if not clip.named:
+            raise UnscorableError(
+                "the official code takes the action from the file name, which this prompt cannot be"
+            )
         kept = shelf.get(UMT)
         with reading(clip), kept.using(official):
             _, (row,) = official.human_action("", [str(clip.link)], shelf.settings.device)

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from vbench_worker import early_stop, lookahead
+from vbench_worker import lookahead
 from vbench_worker.compat import private_imports, trusting_load
 from vbench_worker.decode import reading
-from vbench_worker.judges import Score, UnscorableError
+from vbench_worker.flow import RAFT, DynamicDegree, FlowScore, StaticFilter, load_raft
+from vbench_worker.judges import MissingFileError, Score
 from vbench_worker.precision import in_precision
 from vbench_worker.substitute import dimension_module, paths, replaced, silent
 
@@ -30,8 +29,8 @@ if TYPE_CHECKING:
 DINO = "dino-vitb16"
 CLIP_B32 = "clip-vit-b-32"
 AMT = "amt-s"
-RAFT = "raft-things"
 MUSIQ = "musiq-spaq"
+DINO_FILE = "dino_vitbase16_pretrain.pth"
 
 IMAGING_SCALE = 100.0  # the official per-clip value of imaging_quality; its aggregate divides by it
 
@@ -125,91 +124,6 @@ class MotionSmoothness:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DynamicDegree:
-    """Whether a quarter of the pairs of frames, at 8 frames per second, hold large flow."""
-
-    name: str = "dynamic_degree"
-    models: tuple[str, ...] = (RAFT,)
-
-    def score(self, clip: Clip, want: Want, shelf: Shelf) -> Score:
-        """Judge one clip."""
-        dynamic = shelf.get(RAFT)
-        with _official(self.name, clip):
-            verdict = early_stop.infer(
-                dynamic, str(clip.link), early_stop.moves, extra_pairs=0, pairs=shelf.pairs
-            )
-        return Score(value=float(verdict), facts={"official": verdict})
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StaticFilter:
-    """Whether the official static filter passes a clip, whose flickering then counts."""
-
-    name: str = "static_filter"
-    models: tuple[str, ...] = (RAFT,)
-
-    def score(self, clip: Clip, want: Want, shelf: Shelf) -> Score:
-        """Judge one clip."""
-        with reading(clip), static_filter(shelf) as static:
-            verdict = early_stop.infer(
-                static, str(clip.link), early_stop.is_static, extra_pairs=2, pairs=shelf.pairs
-            )
-        return Score(value=float(verdict), facts={"official": verdict})
-
-
-@contextmanager
-def static_filter(shelf: Shelf) -> Iterator[Any]:
-    """The official static filter on the RAFT that is loaded already, on the device of the job.
-
-    Its own loading asks for a GPU, and its reader names the device ``cuda``.
-    """
-    from vbench.cli import static_filter as module
-
-    dynamic = shelf.get(RAFT)
-    static = module.StaticFilter.__new__(module.StaticFilter)
-    static.args, static.device, static.model = dynamic.args, dynamic.device, dynamic.model
-    with replaced(module, DEVICE=dynamic.device):
-        yield static
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FlowScore:
-    """Mean length of the optical flow, in pixels: the Flow-Score of EvalCrafter.
-
-    EvalCrafter (Liu et al., CVPR 2024) averages the dense flow that RAFT finds in a clip. Here: the
-    RAFT, the weights and the frames of dynamic_degree (8 per second, every pair of neighbours), the
-    mean over all pixels and pairs, in pixels of the clip's own size. It therefore compares clips of
-    one size, and is not the number of another flow network, step or size.
-    """
-
-    name: str = "flow_score"
-    models: tuple[str, ...] = (RAFT,)
-
-    def score(self, clip: Clip, want: Want, shelf: Shelf) -> Score:
-        """Judge one clip.
-
-        Raises:
-            UnscorableError: If only one of its frames is looked at.
-        """
-        dynamic, lengths = shelf.get(RAFT), []
-        height, width = clip.shape[1:3]
-        with _official("dynamic_degree", clip) as module:
-            padder = module.InputPadder((height, width))
-
-            def measure(image: Any, flow: Any) -> float:
-                inside = padder.unpad(flow)[0].double()
-                lengths.append(float(inside.square().sum(0).sqrt().mean()))
-                return lengths[-1]
-
-            with replaced(dynamic, get_score=measure):
-                dynamic.infer(str(clip.link))
-        if not lengths:
-            raise UnscorableError("has one frame at 8 frames per second, needs 2")
-        shelf.pairs.update(run=len(lengths), of=len(lengths))
-        return Score(value=float(np.mean(lengths)), facts={"pairs": len(lengths)})
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class ImagingQuality:
     """MUSIQ, trained on SPAQ, mean over all frames; the longer side at most 512."""
 
@@ -229,10 +143,21 @@ class ImagingQuality:
 
 
 def load_dino(settings: Settings) -> Any:
-    """DINO ViT-B/16 through torch.hub, from the folder that the package names."""
-    module, where = dimension_module("subject_consistency"), paths("subject_consistency")
-    with private_imports(Path(where["repo_or_dir"])):
-        model = module.torch.hub.load(**where)
+    """DINO ViT-B/16 by the hub, from the folder that the package names.
+
+    The package's own list of paths asks for a second copy of the weights that nothing reads.
+
+    Raises:
+        MissingFileError: If the code or the weights are not there.
+    """
+    module = dimension_module("subject_consistency")
+    code = settings.weights / "dino_model" / "facebookresearch_dino_main"
+    checkpoint = Path(module.torch.hub.get_dir()) / "checkpoints" / DINO_FILE
+    for path in (code / "hubconf.py", checkpoint):
+        if not path.is_file():
+            raise MissingFileError(f"{path} is missing; nothing is downloaded while scoring")
+    with private_imports(code):
+        model = module.torch.hub.load(str(code), "dino_vitb16", source="local")
     return in_precision(model.to(settings.device), settings)
 
 
@@ -256,15 +181,6 @@ def load_amt(settings: Settings) -> Any:
         with trusting_load(module):
             motion = module.MotionSmoothness(where["config"], where["ckpt"], settings.device)
     return motion
-
-
-def load_raft(settings: Settings) -> Any:
-    """RAFT in the official class, with the arguments of ``compute_dynamic_degree``."""
-    module, where = dimension_module("dynamic_degree"), paths("dynamic_degree")
-    arguments = module.edict(
-        model=where["model"], small=False, mixed_precision=False, alternate_corr=False
-    )
-    return module.DynamicDegree(arguments, settings.device)
 
 
 def load_musiq(settings: Settings) -> Any:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from vbench_worker import detector
 from vbench_worker.compat import private_imports, trusting_load
+from vbench_worker.flow import static_filter
 from vbench_worker.judges import Score
-from vbench_worker.light import IMAGING_SCALE, JUDGES, static_filter
+from vbench_worker.light import IMAGING_SCALE, JUDGES
 from vbench_worker.substitute import dimension_module, paths
 
 if TYPE_CHECKING:
