@@ -165,8 +165,31 @@ def _resolve(
                 trouble = (Status.ERROR, f"{cause.message}; {cause.hint}")
         if trouble is not None:
             lost[name] = trouble
+    told = [f"{name}: {why}" for name, why in wants.partly.items() if name not in lost]
+    precision = experiment.judge.precision
+    if precision != FLOAT32:
+        told.append(f"vbench computed in {precision}: approximate, not the official values")
+    return Judging(
+        bench=_bench(experiment, device, found, folder, digests),
+        wanted=names,
+        per_prompt={
+            prompt: tuple(n for n in of if n not in lost) for prompt, of in wants.per_prompt.items()
+        },
+        lost=lost,
+        asked=asked,
+        remarks=(*_reasons(lost, folder), *told, *(() if asked else (OTHERS,))),
+    )
+
+
+def _bench(
+    experiment: Experiment,
+    device: Device,
+    found: Environment,
+    folder: Path,
+    digests: Mapping[str, Mapping[str, str]],
+) -> Bench:
     judge = experiment.judge
-    bench = Bench(
+    return Bench(
         python=found.python,
         versions=found.versions,
         weights=folder,
@@ -177,19 +200,6 @@ def _resolve(
         batch=judge.batch,
         threads=experiment.execution.threads,
         stand_in=weights.is_stand_in(folder),
-    )
-    told = [f"{name}: {why}" for name, why in wants.partly.items() if name not in lost]
-    if judge.precision != FLOAT32:
-        told.append(f"vbench computed in {judge.precision}: approximate, not the official values")
-    return Judging(
-        bench=bench,
-        wanted=names,
-        per_prompt={
-            prompt: tuple(n for n in of if n not in lost) for prompt, of in wants.per_prompt.items()
-        },
-        lost=lost,
-        asked=asked,
-        remarks=(*_reasons(lost, folder), *told, *(() if asked else (OTHERS,))),
     )
 
 

@@ -85,7 +85,7 @@ def execute(
     work = Work(prepared=prepared, store=store, monitor=monitor, executor=executor, command=command)
     try:
         endings = work.make_cells()
-        troubles, lost = work.judge()
+        troubles, lost = work.judge(endings)
         measures, failures = work.measure(endings)
     finally:
         executor.stop()

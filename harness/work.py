@@ -142,15 +142,18 @@ class Work:
                 raise _disk_full(event.task, str(cause)) from cause
             raise
 
-    def judge(self) -> tuple[dict[str, tuple[Status, str]], list[str]]:
+    def judge(self, endings: dict[str, Ending]) -> tuple[dict[str, tuple[Status, str]], list[str]]:
         """Have the clips judged that lack scores; a judge that dies costs its values only.
+
+        A row that failed is not judged: its place in the table says that it failed.
 
         Returns:
             Status and reason of values that could not be made, by score key, and the failures.
         """
         plan = self.prepared.plan
         broken = [f"{n}: {why}" for n, (s, why) in plan.judging.lost.items() if s is Status.ERROR]
-        missing = plan.judging.missing(self.store, plan.cells)
+        whole = [c for c in plan.cells if endings[c.cell.id].status is Status.OK]
+        missing = plan.judging.missing(self.store, whole)
         if plan.judging.bench is None or not missing:
             return {}, broken
         self.docket = Docket(bench=plan.judging.bench, store=self.store)
