@@ -63,7 +63,7 @@ class Answer:
     """What the worker said."""
 
     events: list[dict[str, Any]]
-    folder: Path
+    folder: Path | None = None
 
     def of(self, event: str) -> list[dict[str, Any]]:
         """The events of one kind."""

@@ -118,3 +118,42 @@ def check_no_action_is_read_from_the_name_of_another_file() -> None:
 
     clip = opened("A person is riding a bike/scooter")
     assert "file name" in raises(UnscorableError, HumanAction().score, clip, None, None)
+
+
+def check_a_clip_for_which_memory_runs_out_does_not_end_the_others() -> None:
+    import io
+    import json
+    import os
+    import tempfile
+    from pathlib import Path
+
+    from checking import CLIP
+    from vbench_worker.judges import Score
+    from vbench_worker.protocol import ClipJob, Events, Job, Want
+    from vbench_worker.scoring import Scoring
+
+    class Judge:
+        def score(self, clip: Any, *_: Any) -> Score:
+            if clip.id == "b":
+                raise MemoryError
+            return Score(value=0.5)
+
+    clips = tuple(
+        ClipJob(
+            id=name,
+            path=CLIP,
+            prompt="p",
+            index=0,
+            wants=(Want(dimension="imaging_quality", key=name, auxiliary=None),),
+        )
+        for name in "abc"
+    )
+    options: dict[str, Any] = {"scorer": "shared", "device": "cpu", "threads": 1, "batch": 1}
+    options |= {"precision": "float32", "weights": CLIP.parent, "parent": os.getpid()}
+    job = Job(scratch=Path(tempfile.mkdtemp()), clips=clips, **options)
+    events = Events(out=io.StringIO())
+    Scoring(job=job, events=events, shelf=shelf(), judges={"imaging_quality": Judge()}).run()
+    said = [json.loads(line) for line in events.out.getvalue().splitlines()]
+    assert [e["key"] for e in said if e["event"] == "score"] == ["a", "c"]
+    (trouble,) = [e for e in said if e["event"] == "trouble"]
+    assert (trouble["status"], trouble["keys"]) == ("oom", ["b"])

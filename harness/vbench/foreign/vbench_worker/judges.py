@@ -130,7 +130,8 @@ class Shelf:
                 self._models[name] = self.loaders[name](self.settings)
             except Exception as error:
                 traceback.print_exc()
-                self._failed[name] = error
+                # Its frames would keep what was half loaded.
+                self._failed[name] = error.with_traceback(None)
         if name in self._failed:
             raise ModelError(name) from self._failed[name]
         return self._models[name]

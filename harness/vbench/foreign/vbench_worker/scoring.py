@@ -6,7 +6,7 @@ import math
 import shutil
 import traceback
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vbench_worker.clips import Clip, open_clip
 from vbench_worker.decode import Readers
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from vbench_worker.protocol import ClipJob, Events, Job, Want
 
 
+OOM = "oom"
+
+
 class NotANumberError(Exception):
     """The official code returned infinity or no number."""
 
@@ -41,7 +44,7 @@ def status_of(error: BaseException) -> tuple[str, str]:
     detail = one_line(cause)
     if isinstance(error, ModelError):
         detail = f"model {error} does not load: {detail}"
-    return ("oom" if is_oom(cause) else "error"), detail
+    return (OOM if is_oom(cause) else "error"), detail
 
 
 # A cause that lies in the environment or the weights, not in the clip: every clip has it.
@@ -93,13 +96,16 @@ class Scoring:
             if want.dimension in self.lost:
                 continue
             self._progress(job.id, want.dimension)
+            status = None
             try:
                 score = self.judges[want.dimension].score(clip, want, self.shelf)
                 self._send(want, score)
             except UnscorableError as error:
                 self._unscorable(want, str(error))
             except Exception as error:
-                self._trouble(want, error)
+                status = self._trouble(want, error)
+            if status == OOM:  # only now are the frames of the failed attempt gone
+                _give_back()
         shutil.rmtree(self.job.scratch / job.id, ignore_errors=True)
 
     def _open(self, job: ClipJob, wants: list[Want]) -> Clip | None:
@@ -139,14 +145,20 @@ class Scoring:
             self._progress("all clips", dimension)
             try:
                 scores, aggregate = score_dimension(dimension, pairs, self.shelf, self.job.scratch)
-                for _, want in pairs:
-                    self._send(want, scores[want.key])
-                if aggregate is not None:
-                    self.events.send("official", dimension=dimension, aggregate=aggregate)
             except Exception as error:
                 traceback.print_exc()
                 status, detail = status_of(error)
                 self._send_trouble(dimension, status, detail, [w.key for _, w in pairs])
+                continue
+            for _, want in pairs:
+                try:
+                    self._send(want, scores[want.key])
+                except NotANumberError as error:
+                    self._trouble(want, error)
+            if aggregate is not None and math.isfinite(aggregate):
+                self.events.send("official", dimension=dimension, aggregate=aggregate)
+        for job in self.job.clips:
+            shutil.rmtree(self.job.scratch / job.id, ignore_errors=True)
 
     def _send(self, want: Want, score: Score) -> None:
         if not (math.isfinite(score.value) and math.isfinite(score.weight)):
@@ -166,16 +178,15 @@ class Scoring:
         self.done += 1
         self.events.send("unscorable", key=want.key, dimension=want.dimension, reason=reason)
 
-    def _trouble(self, want: Want, error: Exception) -> None:
+    def _trouble(self, want: Want, error: Exception) -> str:
         """Report what went wrong for one value, or for all that are left of the dimension."""
         traceback.print_exc()
+        status, detail = status_of(error)
         if isinstance(error, _LASTING):
             self._lose(want.dimension, error, since=want.key)
-            return
-        status, detail = status_of(error)
-        self._send_trouble(want.dimension, status, detail, [want.key])
-        if status == "oom":
-            _give_back()
+        else:
+            self._send_trouble(want.dimension, status, detail, [want.key])
+        return status
 
     def _lose(self, dimension: str, error: Exception, since: str | None = None) -> None:
         """Give a dimension up: one event for all its values, from ``since`` on."""
@@ -192,9 +203,12 @@ class Scoring:
         self.events.progress(min(self.done / max(self.job.wants, 1), 0.999), f"{clip}: {what}")
 
 
-def _give_back() -> Any:
-    """Let the device have back what failed attempts still hold."""
+def _give_back() -> None:
+    """Let the device have back what a failed attempt held."""
+    import gc
+
     import torch
 
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
