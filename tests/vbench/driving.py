@@ -84,18 +84,9 @@ class Answer:
         return self.of("counts")[0]
 
 
-def score(
-    python: Path,
-    folder: Path,
-    weights: Path,
-    clips: list[dict[str, Any]],
-    *,
-    code: int = 0,
-    **changes: Any,
-) -> Answer:
-    """Have the worker score clips on the CPU, in a new folder."""
-    folder.mkdir()
-    job = {
+def job_of(folder: Path, weights: Path, clips: list[dict[str, Any]]) -> dict[str, Any]:
+    """A job for the CPU, with this process as its parent."""
+    return {
         "schema": 1,
         "scorer": "shared",
         "device": "cpu",
@@ -107,6 +98,20 @@ def score(
         "parent": os.getpid(),
         "clips": clips,
     }
+
+
+def score(
+    python: Path,
+    folder: Path,
+    weights: Path,
+    clips: list[dict[str, Any]],
+    *,
+    code: int = 0,
+    **changes: Any,
+) -> Answer:
+    """Have the worker score clips on the CPU, in a new folder."""
+    folder.mkdir()
+    job = job_of(folder, weights, clips)
     path = folder / "job.json"
     path.write_text(json.dumps(job | changes), encoding="utf-8")
     done = _run([str(python), *WORKER, str(path)], code)

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from harness.vbench.dimensions import DIMENSIONS
+from harness.vbench.interpreter import WORKER, worker_environment
 from tests.vbench import made_clips
-from tests.vbench.driving import ask_worker, clip_job, score
+from tests.vbench.driving import ask_worker, clip_job, job_of, score
 
 RAFT_FILE = "raft_model/models/raft-things.pth"
 
@@ -122,3 +126,42 @@ def test_the_check_tries_every_measure_and_every_dimension(scoring_python):
         # Where one does not import, it is for want of the detector.
         lost = DIMENSIONS[name].detector if name in DIMENSIONS else False
         assert line["ok"] or (lost and "detectron2" in line["detail"]), line
+
+
+RUN_THAT_VANISHES = """
+import json, os, subprocess, sys, time
+from pathlib import Path
+path, out, *command = sys.argv[1:]
+job = json.loads(Path(path).read_text())
+Path(path).write_text(json.dumps(job | {"parent": os.getpid()}))
+with open(out, "wb") as file:
+    worker = subprocess.Popen([*command, path], stdout=file, stderr=subprocess.DEVNULL)
+while not Path(out).read_bytes():
+    time.sleep(0.05)
+print(worker.pid, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc")
+def test_a_worker_ends_with_its_run(scoring_python, random_weights, clip, tmp_path):
+    # Scoring these takes half a minute.
+    clips = [clip_job(f"c{i}", clip, ["imaging_quality"]) for i in range(25)]
+    path, out = tmp_path / "job.json", tmp_path / "events"
+    path.write_text(json.dumps(job_of(tmp_path, random_weights, clips)), encoding="utf-8")
+    command = [sys.executable, "-c", RUN_THAT_VANISHES, path, out, scoring_python, *WORKER]
+    environment = worker_environment()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    deadline = time.monotonic() + 10
+    while _runs(int(done.stdout)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _runs(int(done.stdout))
+    assert '"done"' not in out.read_text(encoding="utf-8")
+
+
+def _runs(process: int) -> bool:
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return False
+    return stat.rsplit(")", 1)[1].split()[0] != "Z"
