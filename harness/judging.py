@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 # Tag2Text, whose weights are 1.5 GB.
 _WORKER_BYTES = 2 << 30
 _MODEL_SHARE = 1.5
+_NAMED = 3  # dimensions that a command names one by one
 DETECTOR = "needs detectron2, which is not installed in the scoring environment"
 OTHERS = (
     "of VBench's 16 dimensions only temporal flickering is judged unasked, over all clips instead "
@@ -222,16 +223,22 @@ def _reasons(lost: Mapping[str, tuple[Status, str]], folder: Path) -> list[str]:
     absent = [name for name, (status, _) in lost.items() if status is Status.SKIPPED]
     lines = []
     if absent:
-        command = " ".join(f"--dimension {name}" for name in absent)
         lines.append(
             f"{', '.join(absent)} skipped: weights are not in {folder}: "
-            f"harness fetch vbench-weights {command}"
+            f"harness fetch vbench-weights{_which(absent)}"
         )
     groups: dict[tuple[Status, str], list[str]] = {}
     for name, reason in lost.items():
         if reason[0] is Status.UNSUPPORTED:
             groups.setdefault(reason, []).append(name)
     return lines + [f"{', '.join(n)} {status}: {why}" for (status, why), n in groups.items()]
+
+
+def _which(absent: Sequence[str]) -> str:
+    """The options that fetch for these dimensions, or for more where the list would be long."""
+    if len(absent) <= _NAMED:
+        return "".join(f" --dimension {name}" for name in absent)
+    return " --metrics vbench-8" if set(absent) <= set(EIGHT) else ""
 
 
 def _clips(cells: Iterable[PlannedCell]) -> Iterator[tuple[PlannedCell, ClipTask, int]]:

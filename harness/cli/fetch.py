@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import click
@@ -11,7 +12,6 @@ from harness.cli.lazy import LazyGroup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from harness.vbench.environment import Environment
 
@@ -22,6 +22,7 @@ COMMANDS = {
         "Fetch the weights of VBench's dimensions.",
     ),
     "clip-weights": ("harness.cli.fetch:clip_weights", "Fetch the model of CLIPSIM and CLIP-Temp."),
+    "fvd-weights": ("harness.cli.fetch:fvd_weights", "Fetch the network of the Frechet distance."),
 }
 # As the installed packages say: in their metadata, their licence files or their sources.
 LICENCES = (
@@ -39,7 +40,7 @@ _LINE_INTERVAL_S = 30.0
 
 @click.group(cls=LazyGroup, table=COMMANDS)
 def fetch() -> None:
-    """Fetch the VBench environment and weights."""
+    """Fetch what scores: VBench's environment, and weights."""
 
 
 @click.command()
@@ -81,11 +82,25 @@ def vbench(python: str | None, use: str | None, force: bool) -> None:
 
 
 @click.command()
-def clip_weights() -> None:
+@click.option(
+    "--from",
+    "folder",
+    type=click.Path(path_type=Path),
+    help="A checkpoint that is there, in the layout of transformers; downloads nothing.",
+)
+def clip_weights(folder: Path | None) -> None:
     """Fetch the model of CLIPSIM and CLIP-Temp."""
     from harness.metrics.clip_weights import fetch_clip
 
-    click.echo(fetch_clip())
+    click.echo(fetch_clip(folder))
+
+
+@click.command()
+def fvd_weights() -> None:
+    """Fetch the network of the Frechet distance: torchvision's r3d_18."""
+    from harness.metrics.fvd_weights import fetch_fvd
+
+    click.echo(fetch_fvd())
 
 
 def _announcement(base: Path) -> Iterator[str]:

@@ -116,10 +116,16 @@ def test_a_mistake_is_two_lines_and_exit_2(capsys, arguments, message, hint):
     assert not environment.registration().exists()
 
 
-@pytest.mark.parametrize("what", ["vbench", "vbench-weights", "clip-weights"])
+@pytest.mark.parametrize("what", ["vbench", "vbench-weights", "clip-weights", "fvd-weights"])
 def test_everything_that_can_be_fetched_has_help(capsys, what):
     assert call("fetch", what, "--help") == 0
     assert f"Usage: harness fetch {what}" in capsys.readouterr().out
+
+
+def test_a_clip_checkpoint_is_registered_from_a_folder_or_refused(capsys, tmp_path):
+    assert call("fetch", "clip-weights", "--from", str(tmp_path)) == 2
+    message = capsys.readouterr().err
+    assert str(tmp_path) in message and message.count("\n") == 2
 
 
 def test_help_imports_nothing_heavy():
