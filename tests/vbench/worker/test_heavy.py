@@ -1,7 +1,7 @@
 """The worker's values of the heavy dimensions are those of the official package, bit for bit.
 
-``python -m pytest -m heavy tests/vbench`` runs these: a few minutes and up to 5 GB each, and 2 GB
-of random weights on the disk at a time.
+``python -m pytest -m heavy tests/vbench`` runs these: half an hour on one core, at most 7 GB of
+memory, and 2 GB of random weights on the disk at a time.
 """
 
 from __future__ import annotations
