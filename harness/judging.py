@@ -168,6 +168,8 @@ def _resolve(
             lost[name] = trouble
     told = [f"{name}: {why}" for name, why in wants.partly.items() if name not in lost]
     precision = experiment.judge.precision
+    if digests and weights.is_stand_in(folder) and weights.ids_of(list(digests)):
+        told.append("the weights of VBench are stand-ins: its numbers say nothing about quality")
     if precision != FLOAT32:
         told.append(f"vbench computed in {precision}: approximate, not the official values")
     return Judging(

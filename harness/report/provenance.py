@@ -99,18 +99,23 @@ def _fewest(records: Iterable[Record]) -> int:
 
 
 def _scorers(records: Iterable[Record]) -> tuple[str, ...]:
-    """``judged by vbench 0.1.5, <device>, float32: imaging_quality (weights 0123...)``.
+    """``judged by vbench 0.1.5, <device>, float32: imaging_quality (93 prompts, weights 0123...)``.
 
     The second part of a record's scorer says which weights: it differs between metrics, the others
-    do not.
+    do not. A dimension is judged on its own prompts, so their number differs too.
     """
-    judged: dict[str, dict[str, None]] = {}
+    judged: dict[str, dict[tuple[str, str], set[str]]] = {}
     for record in records:
         if record.scorer and record.prompt:
             package, weights, *rest = record.scorer.split(", ")
             scorer = ", ".join([package, *rest])
-            judged.setdefault(scorer, {})[f"{record.metric} ({weights})"] = None
-    return tuple(f"judged by {scorer}: {', '.join(names)}" for scorer, names in judged.items())
+            metrics = judged.setdefault(scorer, {})
+            metrics.setdefault((record.metric, weights), set()).add(record.prompt)
+    return tuple(
+        f"judged by {scorer}: "
+        + ", ".join(f"{m} ({_count(len(p), 'prompt')}, {w})" for (m, w), p in metrics.items())
+        for scorer, metrics in judged.items()
+    )
 
 
 def _locked(models: Iterable[Any]) -> tuple[str, ...]:

@@ -132,7 +132,7 @@ def test_the_footer_names_the_judge_and_its_weights_in_one_line(tmp_path):
     lines = [line for line in footer(build_table(judged(tmp_path))) if line.startswith("judged by")]
     assert len(lines) == 1
     assert lines[0].startswith("judged by vbench 0.1.5, some processor, float32: ")
-    assert "imaging_quality (weights 000000000000)" in lines[0]
+    assert "imaging_quality (6 prompts, weights 000000000000)" in lines[0]
 
 
 def test_what_is_missing_for_all_rows_is_one_remark_and_no_column(tmp_path):
