@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -10,14 +9,14 @@ import pytest
 
 from harness.cli import doctor_vbench, fetch
 from harness.cli.main import main
-from harness.vbench import build, environment, interpreter, pip, weights
+from harness.vbench import build, environment, pip, weights
 from harness.vbench.dimensions import DIMENSIONS, EXTRA_WEIGHTS
 from tests.vbench.fake_environment import (
     VBENCH_FILES,
-    Index,
+    use_index,
+    use_worker,
     write_environment,
     write_wheel,
-    write_worker,
 )
 
 if TYPE_CHECKING:
@@ -27,26 +26,14 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("HARNESS_HOME", str(tmp_path / "home"))
-    folder = write_worker(tmp_path / "foreign")
-    monkeypatch.setattr(interpreter, "FOREIGN", folder)
-    return folder
+    return use_worker(tmp_path, monkeypatch)
 
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "wheels").mkdir()
     write_wheel(tmp_path / "wheels", "vbench", "0.1.5", VBENCH_FILES)
-    (tmp_path / "lock.txt").write_text("vbench==0.1.5\n")
-    monkeypatch.setattr(build, "LOCK", tmp_path / "lock.txt")
-    monkeypatch.setattr(build, "PYTHON", tuple(sys.version_info[:2]))
-    for name in [name for name in os.environ if name.startswith("PIP_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with Index(tmp_path / "wheels") as served:
-        monkeypatch.setenv("PIP_INDEX_URL", served.url)
+    with use_index(tmp_path / "wheels", "vbench==0.1.5\n", monkeypatch):
         yield
 
 

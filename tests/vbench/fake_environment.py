@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import subprocess
 import sys
 import threading
 import zipfile
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Self
 from urllib.parse import quote, unquote
 
+from harness.vbench import build, interpreter
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
+    import pytest
 
 # What the worker does, with as many dimensions as a test needs; it notes each time it is asked.
 _WORKER = """
@@ -48,6 +55,36 @@ def write_worker(folder: Path) -> Path:
     (package / "__init__.py").write_text("")
     (package / "__main__.py").write_text(_WORKER)
     return folder
+
+
+def use_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put such a worker and an empty home in place of the real ones."""
+    monkeypatch.setenv("HARNESS_HOME", str(tmp_path / "home"))
+    folder = write_worker(tmp_path / "foreign")
+    monkeypatch.setattr(interpreter, "FOREIGN", folder)
+    return folder
+
+
+@contextmanager
+def use_index(
+    folder: Path, lock: str, monkeypatch: pytest.MonkeyPatch, *, cache: Path | None = None
+) -> Iterator[Index]:
+    """Let pip see an index of the wheels in ``folder`` alone, and builds a lock of them."""
+    path = folder.parent / "lock.txt"
+    path.write_text(lock)
+    monkeypatch.setattr(build, "LOCK", path)
+    monkeypatch.setattr(build, "PYTHON", tuple(sys.version_info[:2]))
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    if cache is None:
+        monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
+    else:
+        monkeypatch.setenv("PIP_CACHE_DIR", str(cache))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with Index(folder) as served:
+        monkeypatch.setenv("PIP_INDEX_URL", served.url)
+        yield served
 
 
 def asked(worker: Path) -> list[str]:

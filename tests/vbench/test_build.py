@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import re
 import shutil
 import signal
@@ -14,16 +13,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.errors import HarnessError, InfraError, UsageError
-from harness.vbench import build, environment, interpreter, pip
+from harness.vbench import build, environment, pip
 from harness.vbench.dimensions import VBENCH_VERSION
 from tests.vbench.fake_environment import (
     VBENCH_FILES,
     Index,
     asked,
     site_of,
+    use_index,
+    use_worker,
     write_environment,
     write_wheel,
-    write_worker,
 )
 
 if TYPE_CHECKING:
@@ -34,10 +34,7 @@ WAIT_S = 60
 
 @pytest.fixture(autouse=True)
 def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("HARNESS_HOME", str(tmp_path / "home"))
-    folder = write_worker(tmp_path / "foreign")
-    monkeypatch.setattr(interpreter, "FOREIGN", folder)
-    return folder
+    return use_worker(tmp_path, monkeypatch)
 
 
 @pytest.fixture
@@ -50,17 +47,9 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
         ("open_clip", "1.0.1", {"open_clip.py": ""}),
     ):
         write_wheel(tmp_path / "wheels", name, version, files)
-    lock = tmp_path / "lock.txt"
-    lock.write_text("# a comment\nopen-clip==1.0.1\ntorch==2.13.0\nvbench==0.1.5\n")
-    monkeypatch.setattr(build, "LOCK", lock)
-    monkeypatch.setattr(build, "PYTHON", tuple(sys.version_info[:2]))
-    for name in [name for name in os.environ if name.startswith("PIP_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with Index(tmp_path / "wheels") as served:
-        monkeypatch.setenv("PIP_INDEX_URL", served.url)
+    lock = "# a comment\nopen-clip==1.0.1\ntorch==2.13.0\nvbench==0.1.5\n"
+    wheels, cache = tmp_path / "wheels", tmp_path / "cache"
+    with use_index(wheels, lock, monkeypatch, cache=cache) as served:
         yield served
 
 

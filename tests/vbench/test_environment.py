@@ -9,11 +9,12 @@ import pytest
 
 from harness.errors import HarnessError, UsageError
 from harness.keys import file_digest
-from harness.vbench import environment, interpreter
+from harness.vbench import environment
 from tests.vbench.fake_environment import (
     asked,
     install,
     site_of,
+    use_worker,
     write_environment,
     write_worker,
 )
@@ -24,10 +25,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("HARNESS_HOME", str(tmp_path / "home"))
-    folder = write_worker(tmp_path / "foreign")
-    monkeypatch.setattr(interpreter, "FOREIGN", folder)
-    return folder
+    return use_worker(tmp_path, monkeypatch)
 
 
 @pytest.fixture

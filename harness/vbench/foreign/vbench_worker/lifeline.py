@@ -1,4 +1,7 @@
-"""This process ends with the one that started it."""
+"""This process ends with the one that started it.
+
+As ``harness.executors.lifeline``, which cannot be imported on this side of the seam.
+"""
 
 from __future__ import annotations
 
