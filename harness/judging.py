@@ -126,7 +126,7 @@ def plan_judging(experiment: Experiment, suite: PromptSuite, device: Device) -> 
     if found is None:
         why = environment.missing_line()
         lost = dict.fromkeys(wanted, (Status.SKIPPED, why)) if asked else {}
-        line = f"{', '.join(lost)} skipped: {why}" if lost else why
+        line = f"{', '.join(lost)} skipped: {why}" if lost else f"no dimension of VBench: {why}"
         return Judging(wanted=wanted, lost=lost, remarks=(line,))
     return _resolve(experiment, suite, device, found, wanted=wanted, asked=asked)
 

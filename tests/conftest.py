@@ -18,7 +18,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     unasked = pytest.mark.skip(reason="loads models of gigabytes; run it with -m heavy")
     for item in items:
-        if "heavy" in item.keywords:
+        if item.get_closest_marker("heavy"):
             item.add_marker(unasked)
 
 
