@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from harness.errors import InfraError
 from harness.models.table import BUNDLED, transformer_parameters
-from harness.stages.judge import PREFIX, TASK
+from harness.stages.bench import PREFIX
+from harness.stages.judge import TASK
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,7 +15,8 @@ from harness.errors import HarnessError
 from harness.metric_names import JUDGED
 from harness.provenance import Device, cpu_name
 from harness.spec import Status
-from harness.stages.judge import FLOAT32, Bench, Missing, places
+from harness.stages.bench import FLOAT32, Bench
+from harness.stages.judge import Missing, places
 from harness.vbench import environment, weights
 from harness.vbench.dimensions import DIMENSIONS, EIGHT
 from harness.vbench.suites import FLICKERING, dimensions, is_vbench
