@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
     Row = tuple[str, str, bool | None]
 
+NO_DETECTOR = "needs detectron2, which no package index has: docs/vbench.md"
 _CHECK_S = 120.0  # importing every dimension from a cold disk; 6 s on a warm one
 
 
@@ -34,7 +35,7 @@ def rows() -> list[Row]:
     return [
         *_environment(found),
         *_measures([(row["name"], row["detail"], row["ok"]) for row in measures]),
-        *_dimensions(imports, refused),
+        *_dimensions(imports, refused, detector=found.detector),
     ]
 
 
@@ -58,7 +59,7 @@ def _measures(measures: list[tuple[str, str, bool]]) -> list[Row]:
     return [("vbench compat", ", ".join(held), True), *broken] if held else broken
 
 
-def _dimensions(imports: dict[str, str], refused: set[str]) -> list[Row]:
+def _dimensions(imports: dict[str, str], refused: set[str], *, detector: bool) -> list[Row]:
     """Each dimension: whether it can be computed, or what keeps it from that."""
     from harness.vbench import weights
     from harness.vbench.dimensions import DIMENSIONS, EXTRA_WEIGHTS
@@ -67,7 +68,9 @@ def _dimensions(imports: dict[str, str], refused: set[str]) -> list[Row]:
     folder = weights.folder()
     found: list[Row] = []
     for name, ids in needs.items():
-        if name in refused:
+        if name in DIMENSIONS and DIMENSIONS[name].detector and not detector:
+            found.append((name, NO_DETECTOR, None))
+        elif name in refused:
             found.append((name, f"cannot run: {imports[name]}", None))
         elif weights.missing(ids, folder):
             found.append((name, weights.missing_line(name, ids), None))

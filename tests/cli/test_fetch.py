@@ -141,7 +141,8 @@ def test_the_doctor_has_a_row_for_every_dimension(tmp_path):
     assert rows["vbench"][0].startswith("vbench 0.1.5")
     assert rows["vbench compat"] == ("measure applied", True)
     assert rows["temporal_flickering"] == ("can be computed", True)
-    assert rows["color"] == ("cannot run: No module named 'detectron2'", None)
+    assert rows["color"] == (doctor_vbench.NO_DETECTOR, None)
+    assert rows["human_action"] == ("cannot run: No module named 'timm'", None)
     assert rows["scene"][0].endswith("harness fetch vbench-weights --dimension scene")
     assert rows["scene"][1] is None
 

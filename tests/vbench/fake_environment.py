@@ -35,7 +35,7 @@ def version(name):
         return ""
 if sys.argv[1] == "--check":
     print(json.dumps({"kind": "compat", "name": "measure", "ok": True, "detail": "applied"}))
-    for name, detail in (("scene", ""), ("color", "No module named 'detectron2'")):
+    for name, detail in (("scene", ""), ("human_action", "No module named 'timm'")):
         ok = not detail
         print(json.dumps({"kind": "dimension", "name": name, "ok": ok, "detail": detail}))
 else:

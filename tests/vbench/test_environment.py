@@ -208,7 +208,7 @@ def test_the_check_gives_a_line_for_each_measure_and_dimension(scoring):
     assert [(row["kind"], row["name"], row["ok"]) for row in found] == [
         ("compat", "measure", True),
         ("dimension", "scene", True),
-        ("dimension", "color", False),
+        ("dimension", "human_action", False),
     ]
 
 
