@@ -22,9 +22,9 @@ NAMED = "\0"  # stands where a reason names the width it is about
 
 
 @click.command(name="list")
-@click.argument("what", type=click.Choice(["methods", "models", "suites"]))
+@click.argument("what", type=click.Choice(["methods", "models", "suites", "metrics"]))
 def listing(what: str) -> None:
-    """List methods, models or prompt suites.
+    """List methods, models, prompt suites or metrics.
 
     Methods are asked once what they support, which takes some seconds; the answers are remembered
     until a method's source or what is installed changes.
@@ -32,7 +32,7 @@ def listing(what: str) -> None:
     if what == "methods":
         _methods()
         return
-    rows = {"models": _models, "suites": _suites}[what]()
+    rows = {"models": _models, "suites": _suites, "metrics": _metrics}[what]()
     width = max((len(name) for name, _ in rows), default=0)
     for name, about in rows:
         click.echo(f"{name:<{width}}  {about}".rstrip())
@@ -165,3 +165,51 @@ def _suites() -> list[tuple[str, str]]:
         for name, row in bundled().items()
     ]
     return [*rows, *vbench_rows(), ("<file>", "one's own: .txt, .csv or .jsonl")]
+
+
+def _metrics() -> list[tuple[str, str]]:
+    """What is always computed, and what ``--metrics`` takes: what it is, what is still needed."""
+    from harness.metric_names import CLIP, FVD, SETS
+    from harness.metrics.clip_weights import clip_missing
+    from harness.metrics.fvd_weights import fvd_missing
+    from harness.stages.score import CONJUNCTION, SCORERS, lpips_missing
+    from harness.vbench import environment
+    from harness.vbench.dimensions import DIMENSIONS, EXTRA_WEIGHTS, FLOW, STATIC
+
+    found = environment.find()
+    detector = found is not None and found.detector
+    rows = [(name, "fidelity to fp, always") for name in SCORERS["fidelity"].metrics]
+    rows.append(("lpips", f"fidelity to fp, where it can be computed; {_ready(lpips_missing())}"))
+    rows.append((f"oracle_{CONJUNCTION}, ...", "what is seen in the clip, bundled models, always"))
+    rows += [(name, f"for --metrics: {len(of)} dimensions of VBench") for name, of in SETS.items()]
+    for name, known in DIMENSIONS.items():
+        prompts = "any prompts" if known.custom else "VBench's prompts only"
+        if "label" in known.asks:
+            prompts = "prompts of the form 'a person is ...'"
+        lack = "needs detectron2: docs/vbench.md" if known.detector and not detector else ""
+        state = _ready(lack or _lacking(name, known.weights, installed=found is not None))
+        rows.append((name, f"VBench {known.kind}, {prompts}; {state}"))
+    for name, about in (
+        (STATIC, "VBench's filter of the clips flickering is averaged over"),
+        (FLOW, "mean optical flow, pixels"),
+    ):
+        lack = _lacking(name, EXTRA_WEIGHTS[name], installed=found is not None)
+        rows.append((name, f"{about}; {_ready(lack)}"))
+    rows.append((CLIP, f"CLIPSIM and CLIP-Temp, two preparations each; {_ready(clip_missing())}"))
+    rows.append((FVD, f"Frechet distance to fp, 1 000 clips or more; {_ready(fvd_missing())}"))
+    return rows
+
+
+def _ready(lack: str) -> str:
+    return lack or "ready"
+
+
+def _lacking(name: str, ids: Iterable[str], *, installed: bool) -> str:
+    """The command that a metric of the scoring environment still needs."""
+    from harness.vbench import environment, weights
+
+    if not installed:
+        return environment.missing_line()
+    if weights.missing(ids, weights.folder()):
+        return f"{weights.COMMAND} --dimension {name}"
+    return ""

@@ -9,9 +9,12 @@ from click.testing import CliRunner
 
 from harness.api import BitSpec, Unsupported
 from harness.cli.listing import BITS, listing, widths_text
+from harness.metric_names import JUDGED, SETS
 from harness.models.families import FAMILIES
 from harness.registry import load_method
+from harness.vbench import environment
 from tests.doubles import Toy
+from tests.vbench.fake_environment import use_worker, write_environment
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -122,3 +125,28 @@ def test_every_registered_method_says_yes_or_why_not() -> None:
 )
 def test_widths_are_written_short(bits: tuple[str, ...], text: str) -> None:
     assert widths_text(bits) == text
+
+
+def test_metrics_say_what_they_are_and_what_they_still_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HARNESS_HOME", str(tmp_path))
+    done = CliRunner().invoke(listing, ["metrics"], catch_exceptions=False)
+    rows = dict(line.split(maxsplit=1) for line in done.output.splitlines())
+    assert {"psnr_db", "lpips", "clip", "fvd", *SETS, *JUDGED} <= rows.keys()
+    assert rows["scene"] == (
+        "VBench semantic, VBench's prompts only; vbench is not installed: harness fetch vbench"
+    )
+    assert rows["subject_consistency"].startswith("VBench quality, any prompts; ")
+
+
+def test_metrics_with_an_environment_name_their_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_worker(tmp_path, monkeypatch)
+    environment.register(str(write_environment(tmp_path / "scoring")))
+    done = CliRunner().invoke(listing, ["metrics"], catch_exceptions=False)
+    rows = dict(line.split(maxsplit=1) for line in done.output.splitlines())
+    assert rows["temporal_flickering"].endswith("; ready")
+    assert rows["color"].endswith("; needs detectron2: docs/vbench.md")
+    assert rows["scene"].endswith("; harness fetch vbench-weights --dimension scene")
