@@ -12,7 +12,7 @@ that SciPy 1.18 removes. torchmetrics and torch-fidelity have networks of images
 r3d_18 (Kinetics-400) is kept with torch, and its weights' file is named after its digest.
 
 The distance of finite sets is too large, by an amount that falls as one over their size: two draws
-of 1 000 from one Gaussian of 512 features of unit variance are 133 apart, of 8 000 they are 16
+of 1 000 from one Gaussian of 512 features of unit variance are 133 apart, of 2 000 they are 66
 apart. Values compare only at the same number of clips.
 
 Frames are prepared by torchvision's own preset of these weights (128 x 171, centre crop 112), all

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 PREFIX = "vbench:"
 FLOAT32, OFFICIAL = "float32", "official"
+_CLIP = "clip-vit"  # ids of openai-clip's weights
 _DIGEST = 12  # hexadecimal digits printed; the manifest of the score has them all
 # Sources of the worker that no value depends on: they read jobs, print events, watch the parent.
 _SPEAKERS = ("__init__.py", "protocol.py", "lifeline.py")
@@ -91,12 +92,19 @@ class Bench:
         sha = next(iter(held.values())) if len(held) == 1 else digest(dict(held))
         whose = "stand-in weights" if self.stand_in else "weights"
         weights = f"{whose} {sha[:_DIGEST]}" if held else "no weights"
-        approximate = "" if self.precision == FLOAT32 else " (approximate)"
         official = ", official functions" if self.scorer == OFFICIAL else ""
         return (
             f"vbench {self.versions['vbench']}, {weights}, {self.device.name}, "
-            f"{self.precision}{approximate}{official}"
+            f"{self._computed_in(dimension)}{official}"
         )
+
+    def _computed_in(self, dimension: str) -> str:
+        if self.precision != FLOAT32:
+            return f"{self.precision} (approximate)"
+        # openai-clip turns its weights to half precision wherever they are loaded on CUDA.
+        clip = any(name.startswith(_CLIP) for name in self.digests[dimension])
+        halved = clip and self.device.id != "cpu"
+        return "float16 (openai-clip on CUDA)" if halved else self.precision
 
 
 def _asked(dimension: str, prompt: Prompt) -> dict[str, str]:

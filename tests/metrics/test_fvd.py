@@ -31,6 +31,13 @@ def spread(seed: int, size: int = 5) -> np.ndarray:
     return x @ x.T + 0.1 * np.eye(size)
 
 
+@pytest.mark.parametrize(("clips", "apart"), [(1000, 133), (2000, 66)])
+def test_two_draws_from_one_distribution_are_apart_by_what_the_docs_say(clips, apart):
+    noise = np.random.default_rng(0)
+    first, second = (noise.standard_normal((clips, 512)) for _ in range(2))
+    assert round(distance(first, second)) == apart
+
+
 def test_identical_sets_are_at_distance_zero_in_any_order():
     rows = exact(np.arange(5.0), spread(0), seed=1)
     assert distance(rows, rows, at_least=FEW) == pytest.approx(0, abs=1e-10)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from harness.vbench.interpreter import WORKER, worker_environment
 from harness.vbench.synthetic import FPS, synthetic_clip
 from harness.video import write_mp4
-from tests.vbench.driving import Answer, clip_job
+from tests.vbench.driving import Answer, clip_job, job_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,18 +92,7 @@ def by_worker(
         )
         for i, (path, entry) in enumerate(zip(clips, entries, strict=True))
     ]
-    job = {
-        "schema": 1,
-        "scorer": "shared",
-        "device": "cpu",
-        "threads": 1,
-        "precision": "float32",
-        "batch": 1,
-        "weights": str(weights),
-        "scratch": str(folder / "scratch"),
-        "parent": os.getpid(),
-        "clips": jobs,
-    }
+    job = job_of(folder, weights, jobs)
     path = folder / "job.json"
     path.write_text(json.dumps(job | changes), encoding="utf-8")
     ran = run(python, *WORKER, path)
