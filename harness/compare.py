@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # What a comparison shows unless told otherwise; the single oracle aspects are a flag away.
 HEADLINE = ("psnr_db", "ssim", "latent_error", "lpips", "margin_all", "oracle_all")
-BETTER, WORSE, TIE = "better", "worse", "tie"
+BETTER, WORSE, DIFFERS, TIE = "better", "worse", "differs", "tie"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,9 +45,14 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """``better`` or ``worse`` where the row is separated from the reference, else ``tie``."""
-        if not self.test.separated or self.better not in ("higher", "lower"):
+        """``better`` or ``worse`` where the row is separated from the reference, else ``tie``.
+
+        ``differs`` where the metric has no better direction.
+        """
+        if not self.test.separated:
             return TIE
+        if self.better not in ("higher", "lower"):
+            return DIFFERS
         gained = (self.test.difference.mean > 0) == (self.better == "higher")
         return BETTER if gained else WORSE
 

@@ -12,7 +12,7 @@ from harness.stages.generate import ENCODER, FACTS_FILE
 from harness.stages.judge import Verdict, find_verdict, places
 from harness.vbench.aggregate import UNFILTERED, ClipScore, Flickering, aggregate, flickering
 from harness.vbench.cautions import Row, cautions
-from harness.vbench.dimensions import DIMENSIONS, FLOW, STATIC
+from harness.vbench.dimensions import CLOSENESS, DIMENSIONS, FLOW, STATIC
 from harness.vbench.suites import FLICKERING, filters_static
 from harness.vbench.totals import totals
 
@@ -40,8 +40,10 @@ def unit(metric: str) -> tuple[str, str] | None:
         return "bool", "none"
     if name == FLOW:
         return "pixels", "none"
-    known = name in DIMENSIONS or metric in TOTALS or name == UNFILTERED
-    return ("ratio", "higher") if known else None
+    name = FLICKERING if name == UNFILTERED else name
+    if name in CLOSENESS:
+        return "ratio", "none"
+    return ("ratio", "higher") if name in DIMENSIONS or metric in TOTALS else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -27,7 +27,8 @@ UNITS = {
     "step_latency_iqr_s": ("s", "none"),
     "clip_latency_s": ("s", "lower"),
     "clip_latency_iqr_s": ("s", "none"),
-    **dict.fromkeys(CLIP_METRICS, ("cosine", "higher")),
+    # Of a frozen clip it is 1, whatever is on it.
+    **{m: ("cosine", "none" if m.startswith("clip_temp") else "higher") for m in CLIP_METRICS},
     FVD_METRIC: ("distance", "lower"),
 }
 _PREFIXES = {

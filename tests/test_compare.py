@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from harness.compare import BETTER, TIE, WORSE, compare
+from harness.compare import BETTER, DIFFERS, TIE, WORSE, compare
 from harness.errors import HarnessError, UsageError
 from tests.report.example import PROMPTS, cell_id, make_run
 
@@ -42,6 +42,13 @@ def test_less_latent_error_is_better(tmp_path):
     found = rows(compare(make_run(tmp_path), reference="ptq4dit"), "latent_error")
     assert found["s2q", "w4a6"].test.difference.mean < 0
     assert found["s2q", "w4a6"].verdict == BETTER
+
+
+def test_a_metric_that_a_broken_clip_can_lead_has_no_winner(tmp_path):
+    run = make_run(tmp_path)
+    records = tuple(dataclasses.replace(r, better="none") for r in run.records)
+    found = rows(compare(dataclasses.replace(run, records=records), reference="ptq4dit"), "psnr_db")
+    assert found["s2q", "w4a6"].verdict == DIFFERS
 
 
 def test_rows_within_their_noise_are_a_tie(tmp_path):

@@ -8,13 +8,14 @@ import pytest
 
 from harness.config import resolve
 from harness.errors import UsageError
+from harness.metric_units import unit
 from harness.plan import make_plan
 from harness.report.build import build_table
 from harness.report.csv import comma_separated
 from harness.report.terminal import footer
 from harness.spec import Status
 from harness.store import Store
-from harness.vbench.dimensions import DIMENSIONS, EIGHT
+from harness.vbench.dimensions import CLOSENESS, DIMENSIONS, EIGHT
 from harness.vbench.totals import totals
 from tests.fake_judge import jobs, keys, write_judge
 from tests.judged_runs import (
@@ -165,3 +166,13 @@ def test_values_that_no_row_has_are_explained_under_the_table(place: Path) -> No
     found = run(place, metrics=("motion_smoothness",))
     lines = footer(build_table(found))
     assert lines.count("motion_smoothness error: has 2 frames, needs 3") == 1
+
+
+@pytest.mark.parametrize("name", [*CLOSENESS, FLICKER, "clip_temp", "clip_temp_evalcrafter"])
+def test_what_a_broken_clip_can_lead_has_no_better_direction(name: str) -> None:
+    assert unit(name)[1] == "none"
+
+
+@pytest.mark.parametrize("name", ["imaging_quality", "official_scene", "color_strict", "clipsim"])
+def test_the_other_dimensions_are_better_the_higher(name: str) -> None:
+    assert unit(name)[1] == "higher"

@@ -45,7 +45,8 @@ def compare(
     wrap = not console.is_terminal
     console.print(
         "[low, high]: 95 % bootstrap interval over prompts, seeds averaged first; p: sign flips; "
-        "better and worse only where the interval excludes zero and Holm's p is below 0.05",
+        "better, worse and differs only where the interval excludes zero and Holm's p is below "
+        "0.05; differs where no direction is better",
         markup=False,
         style="dim",
         highlight=False,

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from harness.report import columns as col
-from harness.report.vbench_columns import OFFICIAL, STEADY
+from harness.report.vbench_columns import NO_BEST, OFFICIAL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,10 +42,10 @@ def remarks(run: Run, blocks: Sequence[Block]) -> list[str]:
     """What the run says of its judge, and how the columns that are printed are to be read."""
     shown = {c.metric for b in blocks if b.title == col.VBENCH for _, c in b.visible()}
     found = []
-    if any(name in shown for name in STEADY) or "clip_temp" in shown:
+    if any(name in shown for name in NO_BEST) or "clip_temp" in shown:
         found.append(
             "consistency, smoothness and flickering are high for clips that hardly move, also for "
-            "collapsed ones: closer to fp is the right reading; see dynamic degree beside them"
+            "collapsed ones, dynamic degree for noise: closer to fp is the right reading"
         )
     if any(metric.startswith(OFFICIAL) for metric in shown):
         found.append(

@@ -6,15 +6,9 @@ from dataclasses import replace
 
 from harness.report.column import CELL, DELTA, VBENCH, Column
 from harness.vbench.aggregate import UNFILTERED
-from harness.vbench.dimensions import DIMENSIONS, EIGHT
-from harness.vbench.suites import FLICKERING
+from harness.vbench.dimensions import CLOSENESS, DIMENSIONS, EIGHT
 
-# A clip that hardly moves, whatever is on it, is among the highest of these: they are read as
-# closeness to fp, so no row is set off as the best.
-STEADY = (
-    *("subject_consistency", "background_consistency", "motion_smoothness"),
-    *(FLICKERING, UNFILTERED),
-)
+NO_BEST = (*CLOSENESS, UNFILTERED)
 _SHORT = {
     "aesthetic_quality": "aesth.\nquality",
     "background_consistency": "backgr.\nconsist.",
@@ -33,7 +27,7 @@ SCORES = ("vbench_quality", "vbench_semantic", "vbench_total")
 def _dimension(name: str) -> list[Column]:
     """A dimension of VBench in hundredths, as papers print it; the official aggregate beside it."""
     title = _SHORT.get(name, name.replace("_", "\n", 1))
-    better = "none" if name in STEADY else "higher"
+    better = "none" if name in NO_BEST else "higher"
     mean = Column(
         metric=name,
         title=title,

@@ -158,6 +158,16 @@ EIGHT = (
 """The dimensions that quantization papers print, in their column order (ViDiT-Q, ICLR 2025, whose
 evaluation S2Q-VDiT and Q-VDiT follow)."""
 
+CLOSENESS = (
+    "subject_consistency",
+    "background_consistency",
+    "motion_smoothness",
+    "temporal_flickering",
+    "dynamic_degree",
+)
+"""Dimensions that a broken model can lead: a frozen clip is among the highest of the first four,
+noise of the last. They are read as closeness to the unquantized row, and none is the best."""
+
 STATIC = "static_filter"
 """Not a dimension: the official static filter; flickering is averaged over the clips it passes."""
 
