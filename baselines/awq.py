@@ -26,15 +26,15 @@ from harness.api import (
     Unsupported,
 )
 from harness.models.families.base import linear_at
-from harness.quant.activation import ActivationSpec
-from harness.quant.apply import MODULATION
-from harness.quant.artifact import replace_module_
-from harness.quant.capture import BRANCHES
-from harness.quant.clip import search_output_clip
-from harness.quant.gptq import output_error
-from harness.quant.grid import expand, fake_quantize, weight_grid
-from harness.quant.groups import group_note
-from harness.quant.linear import (
+from harness.quant.calibration.capture import BRANCHES
+from harness.quant.calibration.salience import shortage
+from harness.quant.calibration.samples import uniform_samples
+from harness.quant.calibration.walk import Walk, block_groups
+from harness.quant.layers.activation import ActivationSpec
+from harness.quant.layers.apply import MODULATION
+from harness.quant.layers.grid import expand, fake_quantize, weight_grid
+from harness.quant.layers.layers import replace_module_
+from harness.quant.layers.linear import (
     QuantLinear,
     WeightSpec,
     fitting_group,
@@ -43,10 +43,10 @@ from harness.quant.linear import (
     transformed_weight,
 )
 from harness.quant.options import check_choice, check_range
-from harness.quant.salience import shortage
-from harness.quant.samples import uniform_samples
-from harness.quant.smoothing import apply_scale_, summarise_inputs
-from harness.quant.walk import Walk, block_groups
+from harness.quant.rounding.clip import search_output_clip
+from harness.quant.rounding.gptq import output_error
+from harness.quant.rounding.groups import group_note
+from harness.quant.rounding.smoothing import apply_scale_, summarise_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,8 +54,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from harness.models.families.base import InputGroup
-    from harness.quant.smoothing import InputSummary
-    from harness.quant.walk import WalkedBlock
+    from harness.quant.calibration.walk import WalkedBlock
+    from harness.quant.rounding.smoothing import InputSummary
 
 ALPHAS = tuple(n / 20 for n in range(20))  # AWQ's released code, auto_scale: a grid of 20
 SHRINKS = tuple(1 - n / 20 for n in range(10))  # AWQ's released code, auto_clip: 1, 0.95, ... 0.55

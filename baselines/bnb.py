@@ -23,9 +23,15 @@ from harness.api import (
     Unsupported,
     UnsupportedError,
 )
-from harness.quant.apply import MODULATION
-from harness.quant.library import LibraryLinear, Scheme, absent, library_linears_, other_label
-from harness.quant.library_parts import stay_plain_
+from harness.quant.layers.apply import MODULATION
+from harness.quant.layers.library import (
+    LibraryLinear,
+    Scheme,
+    absent,
+    library_linears_,
+    other_label,
+)
+from harness.quant.layers.library_parts import stay_plain_
 from harness.quant.options import check_choice
 
 if TYPE_CHECKING:

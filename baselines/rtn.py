@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.api import BitSpec, QuantContext, QuantReport, Reproduction, Unsupported
-from harness.quant.activation import ActivationSpec
-from harness.quant.apply import MODULATION, activation_of, quantize_linears_
-from harness.quant.linear import QuantLinear, WeightSpec, quantize_linear
+from harness.quant.layers.activation import ActivationSpec
+from harness.quant.layers.apply import MODULATION, activation_of, quantize_linears_
+from harness.quant.layers.linear import QuantLinear, WeightSpec, quantize_linear
 from harness.quant.options import check_choice, check_range
 
 if TYPE_CHECKING:

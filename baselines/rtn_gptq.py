@@ -20,17 +20,17 @@ from harness.api import (
     Unsupported,
 )
 from harness.models.families.base import linear_at
-from harness.quant.activation import ActivationSpec
-from harness.quant.apply import MODULATION, activation_of
-from harness.quant.artifact import replace_module_
-from harness.quant.capture import BRANCHES
-from harness.quant.clip import search_clip
-from harness.quant.gptq import linear_hessians
-from harness.quant.gptq_linear import gptq_linear
-from harness.quant.linear import QuantLinear, WeightSpec
+from harness.quant.calibration.capture import BRANCHES
+from harness.quant.calibration.salience import RULES, choose_samples, pool_salience, shortage
+from harness.quant.calibration.walk import Walk, block_groups
+from harness.quant.layers.activation import ActivationSpec
+from harness.quant.layers.apply import MODULATION, activation_of
+from harness.quant.layers.layers import replace_module_
+from harness.quant.layers.linear import QuantLinear, WeightSpec
 from harness.quant.options import check_choice, check_range
-from harness.quant.salience import RULES, choose_samples, pool_salience, shortage
-from harness.quant.walk import Walk, block_groups
+from harness.quant.rounding.clip import search_clip
+from harness.quant.rounding.gptq import linear_hessians
+from harness.quant.rounding.gptq_linear import gptq_linear
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -27,17 +27,17 @@ from harness.api import (
     Unsupported,
 )
 from harness.models.families.base import linear_at
-from harness.quant.activation import ActivationSpec, quantize_activation
-from harness.quant.apply import MODULATION, activation_of
-from harness.quant.artifact import replace_module_
-from harness.quant.capture import BRANCHES
-from harness.quant.grid import fake_quantize, weight_grid
-from harness.quant.linear import WeightSpec, quantize_linear, stored_grid
+from harness.quant.calibration.capture import BRANCHES
+from harness.quant.calibration.salience import shortage
+from harness.quant.calibration.samples import uniform_samples
+from harness.quant.calibration.walk import Walk, block_groups
+from harness.quant.layers.activation import ActivationSpec, quantize_activation
+from harness.quant.layers.apply import MODULATION, activation_of
+from harness.quant.layers.grid import fake_quantize, weight_grid
+from harness.quant.layers.layers import replace_module_
+from harness.quant.layers.linear import WeightSpec, quantize_linear, stored_grid
 from harness.quant.options import check_choice, check_range
-from harness.quant.salience import shortage
-from harness.quant.samples import uniform_samples
-from harness.quant.smoothing import apply_scale_, smoothing_scale, summarise_inputs
-from harness.quant.walk import Walk, block_groups
+from harness.quant.rounding.smoothing import apply_scale_, smoothing_scale, summarise_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -25,8 +25,8 @@ from harness.api import (
 )
 from harness.bits import IDENTITY_WIDTH
 from harness.errors import UsageError
-from harness.quant.apply import MODULATION
-from harness.quant.library import (
+from harness.quant.layers.apply import MODULATION
+from harness.quant.layers.library import (
     LibraryLinear,
     Scheme,
     absent,

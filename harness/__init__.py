@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 __all__ = ["load_quantized"]
-_LAZY = {"load_quantized": "harness.quant.artifact"}
+_LAZY = {"load_quantized": "harness.quant.layers.artifact"}
 
 
 def __getattr__(name: str) -> Any:

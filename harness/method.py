@@ -7,12 +7,13 @@ and the toolkit in ``harness.quant``, never the harness around it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.errors import CalibrationForbiddenError
+from harness.options import NoOptions, build_options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     import torch
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from harness.bits import BitSpec
     from harness.models.families.base import Family
-    from harness.quant.calibration import CalibrationPool
+    from harness.models.trajectories import CalibrationPool
 
 SIMULATED = "simulated"
 
@@ -204,28 +205,46 @@ class QuantContext:
         return torch.Generator().manual_seed(self.seed * 1_000_003 + salt)
 
 
-@runtime_checkable
-class Method(Protocol):
-    """A quantization method.
+class Method:
+    """A quantization method: a subclass gives its name, its options and ``quantize_``.
 
     Attributes:
         name: What the user types.
-        version: Raised when the same options give another artifact; part of the artifact's key.
-        Options: Frozen dataclass of the method's knobs with the paper's defaults.
+        version: Raised when the same options and sources give another artifact, say because a
+            library changed; part of the artifact's key, as the method's sources are.
+        Options: The method's knobs with the paper's defaults, made by ``harness.options.options``.
         needs_calibration: Whether trajectories are recorded for it; False forbids touching them.
         unquantized: A reference row (``fp``, ``control``): one row, whatever widths were asked for.
         reproduction: Source and known deviations.
+        quick: Options that keep its calibration near two minutes on a bundled model; they hold
+            there unless the row sets the option or ``[calibration] budget`` is ``full``.
+        quick_s: Guessed seconds of quantizing a bundled model so on one core; only for the estimate
+            of the first run, after which the store's journal knows.
     """
 
-    name: str
-    version: int
-    Options: type
-    needs_calibration: bool
-    unquantized: bool
-    reproduction: Reproduction
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    Options: ClassVar[type] = NoOptions
+    needs_calibration: ClassVar[bool] = False
+    unquantized: ClassVar[bool] = False
+    reproduction: ClassVar[Reproduction] = Reproduction(title="", source="", code="")
+    quick: ClassVar[Mapping[str, Any]] = {}
+    quick_s: ClassVar[float] = 10.0
 
     def supports(self, family: str, bits: BitSpec) -> Unsupported | None:
-        """Say why this row cannot be made, or None."""
+        """Say why this row cannot be made; None, for every family and width, unless overridden."""
+        del family, bits
+        return None
 
     def quantize_(self, transformer: nn.Module, ctx: QuantContext) -> QuantReport:
         """Replace the target linears of ``transformer`` by quantized ones, in place."""
+        raise NotImplementedError(f"method '{self.name}' does not say how it quantizes")
+
+
+def resolve_options(method: Method, chosen: Mapping[str, Any]) -> Any:
+    """An instance of a method's ``Options`` from chosen values, every default filled in.
+
+    Raises:
+        UsageError: An option is unknown, has another type, or lies out of its bounds.
+    """
+    return build_options(method.Options, chosen, owner=f"method '{method.name}'")

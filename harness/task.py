@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.keys import plain
 from harness.spec import GenSpec, MethodSpec, ModelSpec, Prompt
+from harness.store.keys import Keyed, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -17,14 +17,6 @@ POOL = "pool"
 CELL = "cell"
 MEASURE = "measure"
 JUDGE = "judge"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Keyed:
-    """A thing in the store by key, with the inputs it is made from."""
-
-    key: str
-    inputs: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

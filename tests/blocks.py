@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from harness.quant.capture import BlockInput, branch_turns, each_first_block_input, run_block
+from harness.quant.calibration.capture import branch_turns, each_first_block_input, run_block
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import nn
 
+    from harness.models.block_input import BlockInput, Sample
     from harness.models.families.base import Family
-    from harness.quant.calibration import CalibrationPool, Sample
+    from harness.models.trajectories import CalibrationPool
 
 
 def first_block_inputs(

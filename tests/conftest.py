@@ -35,8 +35,8 @@ def interruptible() -> None:
 
 
 def build_tiny_pipeline(folder: Path, *, seed: int = 0) -> Path:
-    """Write the miniature of ``harness.testing`` in diffusers format."""
-    from harness.testing import tiny_pipeline
+    """Write the miniature of ``harness.testing.conformance`` in diffusers format."""
+    from harness.testing.conformance import tiny_pipeline
 
     tiny_pipeline(seed).save_pretrained(folder, safe_serialization=True)
     return folder

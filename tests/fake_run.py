@@ -6,15 +6,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.config import Flags, resolve
-from harness.executors.local import LocalExecutor
-from harness.experiment_file import ExperimentFile
-from harness.run import Prepared, execute, preflight, prepare
-from harness.store import Store
+from harness.plan.experiment import Flags, resolve
+from harness.plan.experiment_file import ExperimentFile
+from harness.run.executors.local import LocalExecutor
+from harness.run.run import execute, preflight, prepare
+from harness.store.store import Store
 
 if TYPE_CHECKING:
-    from harness.executors.base import Ended, Event, Executor
-    from harness.records import Run
+    from harness.plan.prepared import Prepared
+    from harness.run.executors.base import Ended, Event, Executor
+    from harness.store.records import Run
 
 FAKE_WORKER = (sys.executable, "-P", str(Path(__file__).parent / "fake_worker.py"))
 

@@ -13,18 +13,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from harness.executors.lifeline import die_with
-from harness.stages.generate import FACTS_FILE
-from harness.stages.measure import MEASURE_FILE
-from harness.stages.score import (
-    LATENTS_FILE,
-    LOSSLESS_FILE,
-    MP4_FILE,
-    SCORE_FILE,
-    SCORERS,
-    score_key,
-)
-from harness.store import Store
+from harness.generate.generate import FACTS_FILE, LATENTS_FILE, LOSSLESS_FILE, MP4_FILE
+from harness.measure.measure import MEASURE_FILE
+from harness.score.scorers import SCORE_FILE, SCORERS, score_key
+from harness.store.lifeline import die_with
+from harness.store.store import Store
 from harness.task import CellTask, Job, MeasureTask, PoolTask
 
 CLIP_S = float(os.environ.get("FAKE_CLIP_S", "0.0"))

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.config import Flags
-from harness.experiment_file import ExperimentFile
+from harness.plan.experiment import Flags
+from harness.plan.experiment_file import ExperimentFile
 from harness.vbench import weights
 from tests.doubles import write_model_folder
 from tests.fake_judge import write_judge
@@ -16,8 +16,8 @@ from tests.fake_run import fake_run
 from tests.vbench import made_list
 
 if TYPE_CHECKING:
-    from harness.records import Run
     from harness.spec import Record
+    from harness.store.records import Run
 
 
 TOY = "tests.doubles:Toy"

@@ -71,7 +71,7 @@ def quantized_error(rotated, tiny_pipeline_folder, bits: str) -> float:
     from diffusers import CogVideoXTransformer3DModel
 
     from harness.models.families import family as family_of
-    from harness.quant.apply import targets
+    from harness.quant.layers.apply import targets
 
     def load() -> nn.Module:
         folder = tiny_pipeline_folder

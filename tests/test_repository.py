@@ -57,8 +57,9 @@ def test_the_readme_has_the_main_command_on_one_line():
 
 
 def test_the_readmes_experiment_file_can_be_planned():
-    from harness.config import ExperimentFile, Flags, resolve
-    from harness.registry import load_method, resolve_options
+    from harness.method import resolve_options
+    from harness.plan.experiment import ExperimentFile, Flags, resolve
+    from harness.plan.registry import load_method
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     block = re.search(r"```toml\n(.*?)```", text, flags=re.DOTALL)
@@ -71,9 +72,10 @@ def test_the_readmes_experiment_file_can_be_planned():
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("experiments/*.toml")), ids=lambda p: p.name)
 def test_every_experiment_file_names_known_methods_and_options(path):
-    from harness.config import Flags, resolve
-    from harness.experiment_file import load_file
-    from harness.registry import load_method, resolve_options
+    from harness.method import resolve_options
+    from harness.plan.experiment import Flags, resolve
+    from harness.plan.experiment_file import load_file
+    from harness.plan.registry import load_method
 
     experiment = resolve(load_file(path), Flags())
     seen = set()

@@ -3,12 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness.spec import GenSpec, MethodSpec, ModelSpec, Prompt
+from harness.store.keys import Keyed
 from harness.task import (
     CellTask,
     ClipTask,
     Job,
     JudgeTask,
-    Keyed,
     MeasuredRow,
     MeasureTask,
     PoolTask,

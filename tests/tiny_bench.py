@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from harness.models.families import family
 from harness.models.families.base import linear_at
-from harness.quant.capture import run_block
-from harness.quant.samples import uniform_samples
+from harness.quant.calibration.capture import run_block
+from harness.quant.calibration.samples import uniform_samples
 from tests.blocks import first_block_inputs, split_branches
 
 if TYPE_CHECKING:
-    from harness.testing import Bench
+    from harness.testing.conformance import Bench
 
 QUICK: dict[str, Any] = {"samples": 4, "timesteps": 2}
 

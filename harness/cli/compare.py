@@ -10,7 +10,7 @@ import click
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from harness.compare import Difference
+    from harness.report.compare import Difference
 
 
 @click.command()
@@ -30,10 +30,10 @@ def compare(
     """
     from rich.console import Console
 
-    from harness.compare import compare as differences
-    from harness.records import load_run
+    from harness.report.compare import compare as differences
     from harness.report.provenance import Provenance
     from harness.report.terminal import print_whole
+    from harness.store.records import load_run
 
     first = load_run(run)
     second = None if other is None else load_run(other)

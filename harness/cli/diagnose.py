@@ -47,10 +47,10 @@ def diagnose(
     TARGET is an artifact folder or RUN:CELL; with OTHER, two of one model stand side by side. The
     tables are printed; --out gets them as CSV, with a heat map of layers over timesteps.
     """
-    from harness.cli import diagnosis
-    from harness.config import default_suite
     from harness.models.table import model_spec
-    from harness.suites import load_suite
+    from harness.plan.experiment import default_suite
+    from harness.plan.suites import load_suite
+    from harness.report import diagnosis
 
     if len(targets) > 2:
         raise UsageError(f"{len(targets)} artifacts were given", "give one, or two of one model")
@@ -87,11 +87,11 @@ def _work(
     from rich.console import Console
     from rich.progress import Progress
 
+    from harness.artifact.diagnose import denoiser_calls, other_counts
+    from harness.artifact.diagnose import diagnose as work
     from harness.models.load import load_pipeline
     from harness.models.sample import denoiser_step
-    from harness.provenance import find_device
-    from harness.stages.diagnose import denoiser_calls, other_counts
-    from harness.stages.diagnose import diagnose as work
+    from harness.store.provenance import find_device
 
     place = find_device(device)
     others = other_counts(steps, gen)
@@ -167,14 +167,14 @@ def _gen_of(chosen: Sequence[Target], spec: ModelSpec) -> GenSpec:
 
 
 def _suite_of(chosen: Sequence[Target]) -> str:
-    from harness.records import load_run
+    from harness.store.records import load_run
 
     run = next((target.run for target in chosen if target.run is not None), None)
     return "" if run is None else str(load_run(run).experiment.get("suite", ""))
 
 
 def _spread(target: Target) -> list[SeedSpread]:
-    from harness.records import load_run
     from harness.report.spread import seed_spread
+    from harness.store.records import load_run
 
     return [] if target.run is None else seed_spread(load_run(target.run), target.name)

@@ -48,9 +48,9 @@ def doctor(
 
 
 def _checks() -> list[tuple[str, str, bool | None]]:
-    from harness import provenance
     from harness.cli import doctor_vbench
-    from harness.stages.score import lpips_missing
+    from harness.score.scorers import lpips_missing
+    from harness.store import provenance
 
     rows: list[tuple[str, str, bool | None]] = [
         ("python", sys.version.split()[0], sys.version_info >= (3, 11))
@@ -70,7 +70,7 @@ def _checks() -> list[tuple[str, str, bool | None]]:
 
 def _store() -> list[tuple[str, str, bool]]:
     from harness.errors import HarnessError
-    from harness.store import Store
+    from harness.store.store import Store
 
     store = Store()
     try:
@@ -85,7 +85,7 @@ def _store() -> list[tuple[str, str, bool]]:
 def _codecs() -> list[tuple[str, str, bool]]:
     import av
 
-    from harness.video import LOSSLESS_CODEC, MP4_CODEC
+    from harness.generate.video import LOSSLESS_CODEC, MP4_CODEC
 
     missing = [c for c in (MP4_CODEC, LOSSLESS_CODEC) if c not in av.codecs_available]
     state = f"{', '.join(missing)} missing in PyAV" if missing else f"{MP4_CODEC}, {LOSSLESS_CODEC}"
@@ -95,8 +95,8 @@ def _codecs() -> list[tuple[str, str, bool]]:
 def _installed() -> list[tuple[str, str, bool]]:
     from harness.errors import HarnessError
     from harness.models.table import model_spec
-    from harness.registry import methods
-    from harness.suites import bundled, load_suite
+    from harness.plan.registry import methods
+    from harness.plan.suites import bundled, load_suite
 
     rows = [("methods", ", ".join(methods()) or "none are installed", bool(methods()))]
     try:

@@ -90,7 +90,7 @@ def vbench(python: str | None, use: str | None, force: bool) -> None:
 )
 def clip_weights(folder: Path | None) -> None:
     """Fetch the model of CLIPSIM and CLIP-Temp."""
-    from harness.metrics.clip_weights import fetch_clip
+    from harness.score.clip_weights import fetch_clip
 
     click.echo(fetch_clip(folder))
 
@@ -98,7 +98,7 @@ def clip_weights(folder: Path | None) -> None:
 @click.command()
 def fvd_weights() -> None:
     """Fetch the network of the Frechet distance: torchvision's r3d_18."""
-    from harness.metrics.fvd_weights import fetch_fvd
+    from harness.score.fvd_weights import fetch_fvd
 
     click.echo(fetch_fvd())
 

@@ -11,7 +11,7 @@ import click
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from harness.store import Store
+    from harness.store.store import Store
 
 _DAY_S = 86_400.0
 
@@ -26,7 +26,7 @@ _DAY_S = 86_400.0
 @click.option("--dry-run", is_flag=True, help="Say what would be removed.")
 def gc(days: float | None, dry_run: bool) -> None:
     """Remove what killed workers left, damaged entries and, if asked, old results."""
-    from harness.store import Store
+    from harness.store.store import Store
 
     store = Store()
     doomed = [("leftover", path) for path in store.stale()]

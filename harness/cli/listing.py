@@ -11,7 +11,7 @@ from harness.errors import HarnessError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from harness.registry import MethodSupport
+    from harness.plan.registry import MethodSupport
 
 WIDTHS = (2, 3, 4, 5, 6, 7, 8, 16)
 BITS = tuple(f"w{w}a{a}" for w in WIDTHS for a in WIDTHS if (w, a) != (16, 16))
@@ -41,8 +41,8 @@ def listing(what: str) -> None:
 def _methods() -> None:
     """The matrix of methods and families, then the reasons."""
     from harness.models.families import FAMILIES
-    from harness.registry import methods, support
-    from harness.store import Store
+    from harness.plan.registry import methods, support
+    from harness.store.store import Store
 
     families, cache = tuple(FAMILIES), Store().root / "facts"
     known, broken = [], []
@@ -134,8 +134,8 @@ def _span(numbers: list[int]) -> str:
 
 def _origins() -> list[str]:
     """Where the methods that are not part of this package come from."""
-    from harness.provenance import DISTRIBUTION
-    from harness.registry import methods
+    from harness.plan.registry import methods
+    from harness.store.provenance import DISTRIBUTION
 
     return [
         f"{name}: {point.value} of {point.dist.name} {point.dist.version}"
@@ -158,7 +158,7 @@ def _models() -> list[tuple[str, str]]:
 
 
 def _suites() -> list[tuple[str, str]]:
-    from harness.suites import bundled, vbench_rows
+    from harness.plan.suites import bundled, vbench_rows
 
     rows = [
         (name, f"{row.role}, version {row.version}, sha256 {row.sha256[:12]}; {row.about}")
@@ -169,10 +169,10 @@ def _suites() -> list[tuple[str, str]]:
 
 def _metrics() -> list[tuple[str, str]]:
     """What is always computed, and what ``--metrics`` takes: what it is, what is still needed."""
-    from harness.metric_names import CLIP, FVD, SETS
-    from harness.metrics.clip_weights import clip_missing
-    from harness.metrics.fvd_weights import fvd_missing
-    from harness.stages.score import CONJUNCTION, SCORERS, lpips_missing
+    from harness.score.clip_weights import clip_missing
+    from harness.score.fvd_weights import fvd_missing
+    from harness.score.names import CLIP, FVD, SETS
+    from harness.score.scorers import CONJUNCTION, SCORERS, lpips_missing
     from harness.vbench import environment
     from harness.vbench.dimensions import DIMENSIONS, EXTRA_WEIGHTS, FLOW, STATIC
 

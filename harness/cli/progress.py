@@ -17,12 +17,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from harness.score.vbench_stage import TASK as JUDGE
 from harness.spec import Status
-from harness.stages.judge import TASK as JUDGE
 
 if TYPE_CHECKING:
-    from harness.executors.base import Ended, Event
-    from harness.run import Prepared
+    from harness.plan.prepared import Prepared
+    from harness.run.executors.base import Ended, Event
 
 # Share of a worker's bar that each stage fills; in a cell that quantizes, that takes longest.
 _STAGES = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from harness.records import Run
+    from harness.store.records import Run
 
 
 @click.command()
@@ -46,16 +46,16 @@ def report(run: Path, style: str | None, metrics: str, page: Path | None) -> Non
 
 def _found(place: Path) -> Run:
     """The run in a folder, or the standing of an experiment file."""
-    from harness.records import load_run
+    from harness.store.records import load_run
 
     if place.suffix != ".toml":
         return load_run(place)
-    from harness.config import Flags, resolve
-    from harness.experiment_file import load_file
-    from harness.plan import make_plan
-    from harness.run import OUT
-    from harness.standing import standing
-    from harness.store import Store
+    from harness.plan.experiment import Flags, resolve
+    from harness.plan.experiment_file import load_file
+    from harness.plan.plan import make_plan
+    from harness.run.folder import standing
+    from harness.run.run import OUT
+    from harness.store.store import Store
 
     store = Store()
     plan = make_plan(resolve(load_file(place), Flags()), store)
@@ -65,8 +65,8 @@ def _found(place: Path) -> Run:
 
 def _write_page(run: Run, path: Path) -> None:
     """Write the page, keeping what was written by hand into the one before."""
-    from harness.durable import replace_file
     from harness.report.page import page
+    from harness.store.durable import replace_file
 
     before = path.read_text(encoding="utf-8") if path.is_file() else ""
     path.parent.mkdir(parents=True, exist_ok=True)

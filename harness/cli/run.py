@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
-    from harness.run import Prepared
+    from harness.plan.prepared import Prepared
 
 SOME_FAILED = 1
 _Command = TypeVar("_Command", bound="Callable[..., Any] | click.Command")
@@ -113,11 +113,11 @@ def run(config: Path | None, dry_run: bool, no_baselines: bool, **flags: Any) ->
     """
     from rich.console import Console
 
-    from harness.config import Flags, resolve
-    from harness.estimate import plan_line
-    from harness.experiment_file import ExperimentFile, load_file
-    from harness.run import prepare
-    from harness.store import Store
+    from harness.plan.estimate import plan_line
+    from harness.plan.experiment import Flags, resolve
+    from harness.plan.experiment_file import ExperimentFile, load_file
+    from harness.run.run import prepare
+    from harness.store.store import Store
 
     file = load_file(config) if config else ExperimentFile()
     baselines = False if no_baselines else None
@@ -137,7 +137,7 @@ def run(config: Path | None, dry_run: bool, no_baselines: bool, **flags: Any) ->
 def _execute(prepared: Prepared, store: Any, console: Any) -> int:
     from harness.cli.progress import ProgressMonitor
     from harness.report import render_run
-    from harness.run import execute, preflight
+    from harness.run.run import execute, preflight
 
     preflight(prepared, store)
     signal.signal(signal.SIGTERM, _terminate)

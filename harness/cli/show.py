@@ -20,7 +20,7 @@ def method(name: str) -> None:
     """Print source, options and every known deviation of the method NAME."""
     import dataclasses
 
-    from harness.registry import load_method
+    from harness.plan.registry import load_method
 
     found = load_method(name)
     origin = found.reproduction
@@ -50,7 +50,7 @@ def method(name: str) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 def run(folder: Path) -> None:
     """Print plan, rows and provenance of the run in FOLDER."""
-    from harness.records import load_run
+    from harness.store.records import load_run
 
     found = load_run(folder)
     _facts({"run": found.id, "folder": str(found.folder), "records": str(len(found.records))})
@@ -76,9 +76,9 @@ def run(folder: Path) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 def artifact(folder: Path) -> None:
     """Print manifest and layers of the artifact in FOLDER."""
-    from harness.cli import inspection
-    from harness.quant.artifact import read_manifest
-    from harness.stages.inspect import inspect
+    from harness.artifact.inspect import inspect
+    from harness.quant.layers.artifact import read_manifest
+    from harness.report import inspection
 
     about = _without(read_manifest(folder), "layers", "kept_dtypes", "shared")
     _facts({k: v if isinstance(v, str) else json.dumps(v) for k, v in about.items()})

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from harness.errors import HarnessError, UsageError, unknown_name
 
 if TYPE_CHECKING:
-    from harness.records import Run
     from harness.spec import GenSpec, ModelSpec
-    from harness.store import Store
+    from harness.store.records import Run
+    from harness.store.store import Store
 
 ARTIFACT = "artifact.json"
 MANIFEST = "manifest.json"
@@ -48,7 +48,7 @@ class Target:
 
     def store(self) -> Store | None:
         """The store that it lies in, None where it lies somewhere else."""
-        from harness.store import Store
+        from harness.store.store import Store
 
         place = self.folder.absolute()
         inside = (place / MANIFEST).is_file() and place.parent.parent.name == "artifact"
@@ -114,7 +114,7 @@ def of_run(folder: Path, cell: str | None) -> list[Target]:
     Raises:
         HarnessError: The folder is no run, or it has no such row.
     """
-    from harness.records import load_run
+    from harness.store.records import load_run
 
     run: Run = load_run(folder)
     rows = {c.id: c for c in run.cells if c.artifact}

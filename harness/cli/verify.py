@@ -62,8 +62,8 @@ def _with(target: Target, model: str | None, bits: str | None) -> Target:
 
 def _one(target: Target, style: str) -> int:
     """Check one artifact and print what it holds."""
-    from harness.cli import inspection
-    from harness.stages.inspect import clip_traces, inspect
+    from harness.artifact.inspect import clip_traces, inspect
+    from harness.report import inspection
 
     check_there(target)
     store = target.store()
@@ -92,10 +92,10 @@ def _say(name: str, problem: str, *, err: bool = False) -> int:
 
 def _problem(target: Target) -> str:
     """What is wrong with an artifact; empty where nothing is."""
+    from harness.artifact.verify import verify as check
     from harness.bits import BitSpec
     from harness.models.load import load_pipeline
     from harness.models.table import model_spec
-    from harness.stages.verify import verify as check
 
     try:
         check_there(target)

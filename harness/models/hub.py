@@ -11,11 +11,11 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from harness.durable import replace_file
 from harness.errors import HarnessError
 from harness.models.families import family_of_class
 from harness.spec import GenSpec, ModelSpec
-from harness.store import home, now
+from harness.store.durable import replace_file
+from harness.store.store import home, now
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

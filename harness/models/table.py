@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError, UsageError, unknown_name
-from harness.keys import digest, file_digest
 from harness.models import shapes
 from harness.models.families import family_of_class
 from harness.models.hub import (
@@ -22,6 +21,7 @@ from harness.models.hub import (
     refuse_two_denoisers,
 )
 from harness.spec import GenSpec, ModelSpec
+from harness.store.keys import digest, file_digest
 
 SHAPES_WEIGHTS = "HARNESS_SHAPES_WEIGHTS"
 INDEX = "model_index.json"
@@ -49,54 +49,17 @@ class Bundled:
     Attributes:
         clip_s: Guessed seconds a clip on one core; only for the estimate of the first run, after
             which the store's journal knows.
-        quantize_s: Guessed seconds of quantizing by method, likewise.
-        quick: Options by method that keep its calibration near two minutes on two cores; they hold
-            unless the row sets the option or ``[calibration] budget`` is ``full``.
     """
 
     variant: str
     about: str
-    clip_s: float
-    quantize_s: dict[str, float]
-    quick: dict[str, dict[str, int]]
+    clip_s: float = 3.0
 
-
-_CLIP_S = 3.0
-_QUICK: dict[str, dict[str, int]] = {
-    "s2q": {"epochs": 3},  # 120 optimiser steps a block
-    "flatquant": {"epochs": 3},
-    "ptq4dit": {"iterations": 120},
-    # 200 steps through the whole denoiser, of one sample each
-    "qvdit": {"iterations": 200, "batch": 1, "stretch": True, "checkpointing": False},
-}
-_QUANTIZE_S = {
-    "s2q": 110.0,
-    "flatquant": 100.0,
-    "ptq4dit": 110.0,
-    "qvdit": 120.0,
-    "rtn": 5.0,
-    "rtn-gptq": 20.0,
-    "gptq": 20.0,
-    "awq": 25.0,
-    "qdit": 25.0,
-    "quarot": 35.0,
-    "smoothquant": 35.0,
-}
 
 BUNDLED = {
-    "shapes": Bundled(
-        variant="",
-        about="coloured shapes that move; CogVideoX, trained here",
-        clip_s=_CLIP_S,
-        quantize_s=_QUANTIZE_S,
-        quick=_QUICK,
-    ),
+    "shapes": Bundled(variant="", about="coloured shapes that move; CogVideoX, trained here"),
     "shapes-outliers": Bundled(
-        variant="outliers",
-        about="shapes with planted activation outliers; a stress test",
-        clip_s=_CLIP_S,
-        quantize_s=_QUANTIZE_S,
-        quick=_QUICK,
+        variant="outliers", about="shapes with planted activation outliers; a stress test"
     ),
 }
 
@@ -133,11 +96,6 @@ def model_spec(name: str) -> ModelSpec:
     raise UsageError(
         error.message, f"{error.hint}; or a local folder in diffusers format, or a hub id"
     )
-
-
-def quick_options(model: ModelSpec, method: str) -> dict[str, int]:
-    """Options that keep a method's calibration short on a bundled model; none on other models."""
-    return BUNDLED[model.name].quick.get(method, {}) if model.name in BUNDLED else {}
 
 
 def folder_revision(folder: Path) -> str:

@@ -25,14 +25,14 @@ def render_run(folder: Path, console: Console) -> None:
     Raises:
         HarnessError: The folder is not a run, or lacks provenance.
     """
-    from harness.records import load_run
     from harness.report.build import build_table
     from harness.report.contact_sheet import contact_sheet
     from harness.report.csv import comma_separated
     from harness.report.latex import latex
     from harness.report.markdown import markdown
     from harness.report.terminal import print_table
-    from harness.store import replace_file
+    from harness.store.records import load_run
+    from harness.store.store import replace_file
 
     run = load_run(folder)
     table = build_table(run)

@@ -20,8 +20,8 @@ from harness.spec import Status
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from harness.records import CellOutcome, Run
     from harness.report.columns import Column
+    from harness.store.records import CellOutcome, Run
 
 REFERENCE = "fp"
 

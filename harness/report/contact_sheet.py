@@ -20,7 +20,7 @@ from harness.report.values import Values
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from harness.records import CellOutcome, Run
+    from harness.store.records import CellOutcome, Run
 
 COLUMNS = 16  # more prompts than this make a sheet nobody can open
 _SMALLEST, _LARGEST = 64, 96  # height of a frame on the sheet, pixels
@@ -77,7 +77,7 @@ def contact_sheet(run: Run, path: Path) -> bool:
 
 def _strip(path: Path) -> np.ndarray | None:
     """First, middle and last frame side by side, ``[height, 3 width, 3]``; None without a clip."""
-    from harness.video import read
+    from harness.generate.video import read
 
     if not path.is_file():
         return None

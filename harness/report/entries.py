@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness.report import columns as col
+from harness.report.stats import Estimate, estimate, paired
 from harness.report.table import Entry
 from harness.report.values import SIMULATED, Values
 from harness.spec import Status
-from harness.stats import Estimate, estimate, paired
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from harness.records import CellOutcome
     from harness.report.columns import Column
+    from harness.store.records import CellOutcome
 
 REFERENCE_DETAIL = "reference"  # detail of fp's own fidelity records
 

@@ -6,17 +6,17 @@ import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from harness import stats
 from harness.report import columns as col
+from harness.report import stats
 from harness.report.table import BEST, DIFFERS, SECOND, Entry
 from harness.spec import Status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from harness.records import CellOutcome
     from harness.report.columns import Column
     from harness.report.values import Values
+    from harness.store.records import CellOutcome
 
 
 def mark_ranks(

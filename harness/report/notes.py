@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from harness.report.columns import STEPS_FORM
 
 if TYPE_CHECKING:
-    from harness.records import CellOutcome
     from harness.report.values import Values
+    from harness.store.records import CellOutcome
 
 
 def row_notes(cell: CellOutcome, values: Values) -> list[str]:

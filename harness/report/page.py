@@ -24,9 +24,9 @@ from harness.spec import Status
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from harness.records import CellOutcome, Run
     from harness.report.columns import Column
     from harness.report.table import Entry, Table
+    from harness.store.records import CellOutcome, Run
 
 BEGIN, END = "<!-- reading -->", "<!-- /reading -->"
 UNREAD = "_Nobody has written a reading of these numbers yet: it goes here and stays._"

@@ -10,8 +10,8 @@ from harness.errors import HarnessError
 from harness.report.values import Values
 
 if TYPE_CHECKING:
-    from harness.records import Run
     from harness.spec import Record
+    from harness.store.records import Run
 
 _DIGEST = 12  # hexadecimal digits printed; run.json has them all
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from harness.report.columns import CATALOGUE, MEAN
 from harness.report.markdown import escape, row_text
+from harness.report.stats import detectable, paired
 from harness.spec import Status
-from harness.stats import detectable, paired
 
 if TYPE_CHECKING:
-    from harness.records import Run
     from harness.report.columns import Column
     from harness.report.values import Values
+    from harness.store.records import Run
 
 METRICS = ("oracle_all", "margin_all", "psnr_db", "ssim")
 

@@ -14,7 +14,7 @@ from harness.report.values import Values
 from harness.spec import Status
 
 if TYPE_CHECKING:
-    from harness.records import Run
+    from harness.store.records import Run
 
 METRICS = ("psnr_db", "ssim", "latent_error", "margin_all", "oracle_all")
 

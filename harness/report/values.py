@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from harness.report.stats import by_prompt
 from harness.spec import Record, Status
-from harness.stats import by_prompt
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from harness.records import Run
+    from harness.store.records import Run
 
 SIMULATED = "simulated"
 

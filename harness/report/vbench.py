@@ -11,9 +11,9 @@ from harness.report.vbench_columns import NO_BEST, OFFICIAL
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from harness.records import Run
     from harness.report.columns import Column
     from harness.report.table import Block, Entry
+    from harness.store.records import Run
 
 
 def revealed(columns: Sequence[Column], grid: Mapping[str, Mapping[str, Entry]]) -> list[Column]:

@@ -15,10 +15,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.durable import replace_file
 from harness.errors import HarnessError, InfraError, UsageError
-from harness.keys import file_digest
-from harness.store import now
+from harness.store.durable import replace_file
+from harness.store.keys import file_digest
+from harness.store.store import now
 from harness.vbench import pip
 from harness.vbench.environment import MARKER, Environment, ask, folder, python_of, registration
 from harness.vbench.interpreter import UnusableError, answer, located, probe

@@ -19,9 +19,9 @@ import zlib
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
-from harness.durable import fsync_path
 from harness.errors import HarnessError, InfraError
-from harness.keys import file_digest
+from harness.store.durable import fsync_path
+from harness.store.keys import file_digest
 from harness.vbench.parts import Part, Version, check_space, opened, part_path
 
 if TYPE_CHECKING:

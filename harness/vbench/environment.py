@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from harness.durable import replace_file
 from harness.errors import HarnessError, UsageError
-from harness.keys import digest, file_digest
-from harness.provenance import cuda_names
-from harness.store import home
+from harness.store.durable import replace_file
+from harness.store.keys import digest, file_digest
+from harness.store.provenance import cuda_names
+from harness.store.store import home
 from harness.vbench.dimensions import VBENCH_VERSION
 from harness.vbench.interpreter import FOREIGN as FOREIGN
 from harness.vbench.interpreter import (

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from harness.keys import file_digest
+from harness.store.keys import file_digest
 
 FOREIGN = Path(__file__).with_name("foreign")
 WORKER = ("-P", "-m", "vbench_worker")

@@ -6,10 +6,10 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from harness.durable import replace_file
 from harness.errors import HarnessError
-from harness.keys import file_digest
-from harness.store import home
+from harness.store.durable import replace_file
+from harness.store.keys import file_digest
+from harness.store.store import home
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError
-from harness.keys import file_digest
+from harness.store.keys import file_digest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

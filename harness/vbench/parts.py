@@ -10,8 +10,8 @@ import shutil
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from harness.durable import DISK_FULL, fsync_path, replace_file
 from harness.errors import HarnessError, InfraError
+from harness.store.durable import DISK_FULL, fsync_path, replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError, UsageError
-from harness.keys import canonical, file_digest, prompts_digest
 from harness.spec import Prompt, PromptSuite
+from harness.store.keys import canonical, file_digest, prompts_digest
 from harness.vbench.dimensions import DIMENSIONS, EIGHT, VBENCH_VERSION
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.durable import fsync_path
 from harness.errors import HarnessError
+from harness.store.durable import fsync_path
 from harness.vbench.download import Wanted, download, extract
 from harness.vbench.ledger import sha256_of
 from harness.vbench.parts import check_space

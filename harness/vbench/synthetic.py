@@ -24,7 +24,7 @@ def ask(
     A clip has the name of a human_action prompt, since that dimension reads it, and for each
     dimension the auxiliary entry of a prompt of that dimension.
     """
-    from harness.video import write_mp4
+    from harness.generate.video import write_mp4
 
     entries = json.loads(full_info.read_text(encoding="utf-8"))
     listed = {d: [e for e in entries if d in e["dimension"]] for d in ("human_action", *dimensions)}

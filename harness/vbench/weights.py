@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError, unknown_name
-from harness.keys import digest
-from harness.store import home, now
+from harness.store.keys import digest
+from harness.store.store import home, now
 from harness.vbench.dimensions import DIMENSIONS, EXTRA_WEIGHTS
 from harness.vbench.ledger import read_json, sha256_of, write_json
 

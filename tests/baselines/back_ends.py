@@ -10,11 +10,10 @@ import torch
 from torch import nn
 
 from harness.bits import BitSpec
-from harness.method import QuantContext
+from harness.method import QuantContext, resolve_options
 from harness.models.families import family
 from harness.models.families.base import InputGroup
-from harness.quant.library import LibraryLinear
-from harness.registry import resolve_options
+from harness.quant.layers.library import LibraryLinear
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.testing import make_bench
+from harness.testing.conformance import make_bench
 
 if TYPE_CHECKING:
-    from harness.testing import Bench
+    from harness.testing.conformance import Bench
 
 
 @pytest.fixture(scope="session")

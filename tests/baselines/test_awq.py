@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from baselines.awq import ALPHAS, AWQ, awq_scale, best_alpha, round_clipped, scaled_error
 from harness.bits import BitSpec
-from harness.quant.linear import QuantLinear, WeightSpec
-from harness.testing import Bench
+from harness.quant.layers.linear import QuantLinear, WeightSpec
+from harness.testing.conformance import Bench
 from tests.tiny_bench import QUICK
 
 

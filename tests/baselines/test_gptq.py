@@ -11,12 +11,12 @@ import torch
 from baselines.gptq import GPTQ, GPTQOptions
 from harness.errors import UsageError
 from harness.models.families.base import linear_at
-from harness.quant.grid import decode, encode, expand, weight_grid
-from harness.quant.linear import QuantLinear
+from harness.quant.layers.grid import decode, encode, expand, weight_grid
+from harness.quant.layers.linear import QuantLinear
 from tests.tiny_bench import QUICK, linear_inputs
 
 if TYPE_CHECKING:
-    from harness.testing import Bench
+    from harness.testing.conformance import Bench
 
 
 def nearest_errors(bench: Bench, bits: int) -> dict[str, float]:

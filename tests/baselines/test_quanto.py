@@ -11,7 +11,7 @@ from harness.bits import BitSpec
 from harness.errors import UnsupportedError
 from harness.models.families import family
 from harness.models.families.base import target_linears
-from harness.quant.library import LibraryLinear, installed_version
+from harness.quant.layers.library import LibraryLinear, installed_version
 from tests.baselines.back_ends import FAMILY, converted, error, miniature, one_layer
 
 needs_quanto = pytest.mark.skipif(
@@ -33,7 +33,7 @@ def test_a_weight_only_library_is_refused_under_any_other_label(bits: str) -> No
 def test_a_missing_package_is_named_with_the_command_that_installs_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("harness.quant.library.installed_version", lambda library: "")
+    monkeypatch.setattr("harness.quant.layers.library.installed_version", lambda library: "")
     answer = Quanto().supports(FAMILY, BitSpec.parse("w4a16"))
     assert answer is not None
     assert "pip install 'vdit-quant-harness[quanto]'" in answer.reason

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from baselines.quarot import QuaRot, QuaRotOptions, round_rotated
 from baselines.rtn import RTN
 from harness.errors import UsageError
-from harness.quant.activation import ActivationSpec
-from harness.quant.grid import expand
-from harness.quant.linear import QuantLinear
-from harness.quant.transform import Hadamard
-from harness.testing import Bench
+from harness.quant.layers.activation import ActivationSpec
+from harness.quant.layers.grid import expand
+from harness.quant.layers.linear import QuantLinear
+from harness.quant.layers.transform import Hadamard
+from harness.testing.conformance import Bench
 from tests.tiny_bench import QUICK
 
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from baselines.smoothquant import ALPHAS, SmoothQuant, best_alpha, group_scale, smoothed_error
 from harness.bits import BitSpec
-from harness.quant.linear import QuantLinear
+from harness.quant.layers.linear import QuantLinear
 from tests.tiny_bench import QUICK
 
 if TYPE_CHECKING:
-    from harness.testing import Bench
+    from harness.testing.conformance import Bench
 
 
 def naive_round(row: list[float], bits: int, half: bool) -> list[float]:

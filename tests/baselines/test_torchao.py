@@ -20,7 +20,7 @@ from harness.bits import BitSpec
 from harness.errors import HarnessError, UsageError
 from harness.models.families import family
 from harness.models.families.base import target_linears
-from harness.quant.library import LibraryLinear, installed_version, low_bit_product
+from harness.quant.layers.library import LibraryLinear, installed_version, low_bit_product
 from tests.baselines.back_ends import FAMILY, context, converted, error, miniature, one_layer
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def test_a_row_is_refused_under_a_label_it_does_not_have(bits: str) -> None:
 def test_a_missing_package_is_named_with_the_command_that_installs_it(
     method: Method, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.quant.library.installed_version", lambda library: "")
+    monkeypatch.setattr("harness.quant.layers.library.installed_version", lambda library: "")
     bits = "w4a16" if method.name == "torchao-int4wo" else "w8a8"
     assert reason(method, bits) == (
         "torchao is not installed: pip install 'vdit-quant-harness[torchao]'"
@@ -65,7 +65,7 @@ def test_a_device_that_cannot_is_the_reason(
     older: tuple[int, int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("harness.quant.library.installed_version", lambda library: "0.18.0")
+    monkeypatch.setattr("harness.quant.layers.library.installed_version", lambda library: "0.18.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert f"needs a CUDA device (compute capability {needed}" in reason(method, bits)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -179,7 +179,7 @@ def test_a_layer_that_torchao_would_skip_in_silence_is_an_error() -> None:
     from torchao.quantization import Float8DynamicActivationFloat8WeightConfig
 
     from baselines.torchao import _converted
-    from harness.quant.library import Scheme
+    from harness.quant.layers.library import Scheme
 
     # fp8 wants multiples of 16; only that check runs before the device is asked for.
     linear = nn.Linear(24, 24)

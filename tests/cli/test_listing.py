@@ -9,9 +9,9 @@ from click.testing import CliRunner
 
 from harness.api import BitSpec, Unsupported
 from harness.cli.listing import BITS, listing, widths_text
-from harness.metric_names import JUDGED, SETS
 from harness.models.families import FAMILIES
-from harness.registry import load_method
+from harness.plan.registry import load_method
+from harness.score.names import JUDGED, SETS
 from harness.vbench import environment
 from tests.doubles import Toy
 from tests.vbench.fake_environment import use_worker, write_environment
@@ -58,7 +58,7 @@ def listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         name: EntryPoint(name=name, value=value, group="harness.methods")
         for name, value in names.items()
     }
-    monkeypatch.setattr("harness.registry.methods", lambda: found)
+    monkeypatch.setattr("harness.plan.registry.methods", lambda: found)
     done = CliRunner().invoke(listing, ["methods"], catch_exceptions=False)
     return [line.rstrip() for line in done.output.splitlines()]
 
@@ -86,14 +86,14 @@ def test_every_no_has_its_reason_below(listed: list[str]) -> None:
 def test_an_answer_is_remembered_until_something_is_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from harness import registry
+    from harness.plan import registry
 
     name = "baselines.rtn:RTN"
     first = registry.support(name, ("cogvideox",), ("w4a4",), tmp_path)
     assert first.refused == {"cogvideox": {}}
-    monkeypatch.setattr("harness.registry.load_method", _fail)
+    monkeypatch.setattr("harness.plan.registry.load_method", _fail)
     assert registry.support(name, ("cogvideox",), ("w4a4",), tmp_path) == first
-    monkeypatch.setattr("harness.registry._installed", lambda: "one more library")
+    monkeypatch.setattr("harness.plan.registry._installed", lambda: "one more library")
     with pytest.raises(AssertionError, match="asked again"):
         registry.support(name, ("cogvideox",), ("w4a4",), tmp_path)
 
@@ -103,7 +103,7 @@ def _fail(name: str) -> None:
 
 
 def test_every_registered_method_says_yes_or_why_not() -> None:
-    from harness.registry import methods
+    from harness.plan.registry import methods
 
     for name in methods():
         method = load_method(name)

@@ -168,8 +168,8 @@ def test_a_calibration_suite_that_overlaps_is_refused(
 def test_gc_removes_leftovers_and_old_results_only(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from harness.keys import digest
-    from harness.store import Store
+    from harness.store.keys import digest
+    from harness.store.store import Store
 
     store = Store()
     for n in (1, 2):

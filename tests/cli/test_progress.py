@@ -8,7 +8,7 @@ import pytest
 
 from harness.cli import progress
 from harness.cli.progress import ProgressMonitor
-from harness.executors.base import Ended, Event
+from harness.run.executors.base import Ended, Event
 from harness.spec import Status
 
 

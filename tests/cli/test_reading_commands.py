@@ -73,7 +73,7 @@ def test_show_run_prints_rows_with_status_and_provenance(tmp_path):
 
 
 def test_show_method_prints_source_options_and_every_deviation():
-    from harness.registry import load_method
+    from harness.plan.registry import load_method
 
     text = " ".join(invoke(show, "method", "s2q").split())
     found = load_method("s2q")
@@ -92,9 +92,9 @@ def test_show_method_of_an_unknown_name_is_an_error():
 def test_show_artifact_lists_every_layer_with_its_widths(tmp_path):
     import torch
 
-    from harness.quant.activation import ActivationSpec
-    from harness.quant.artifact import save_artifact
-    from harness.quant.linear import WeightSpec, quantize_linear
+    from harness.quant.layers.activation import ActivationSpec
+    from harness.quant.layers.artifact import save_artifact
+    from harness.quant.layers.linear import WeightSpec, quantize_linear
 
     model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.LayerNorm(4))
     model[0] = quantize_linear(model[0], WeightSpec(bits=4), ActivationSpec(bits=6))

@@ -15,9 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from harness.records import load_run
 from harness.spec import Status
-from harness.store import Store
+from harness.store.records import load_run
+from harness.store.store import Store
 from tests.doubles import write_model_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -158,14 +158,14 @@ def workers(pid: int) -> list[psutil.Process]:
     found = []
     for child in psutil.Process(pid).children():
         with contextlib.suppress(psutil.Error):  # a short-lived child (git) may be gone by now
-            if "harness.worker" in child.cmdline():
+            if "harness.run.worker" in child.cmdline():
                 found.append(child)
     return found
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_disk_that_fills_up_during_the_work_is_told_from_other_errors() -> None:
-    from harness.worker import failure
+    from harness.run.worker import failure
 
     with (
         pytest.raises(OSError, match="No space") as caught,

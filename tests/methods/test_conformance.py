@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness import registry
 from harness.models.families import FAMILIES
-from harness.testing import FamilyConformance, MethodConformance
+from harness.plan import registry
+from harness.testing.conformance import FamilyConformance, MethodConformance
 
 if TYPE_CHECKING:
     from harness.method import Method

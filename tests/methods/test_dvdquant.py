@@ -12,20 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from harness.artifact.quantize import quantize
+from harness.artifact.verify import verify
 from harness.bits import BitSpec
 from harness.errors import CalibrationForbiddenError, UsageError
 from harness.method import QuantContext, QuantReport
 from harness.models.families import FAMILIES, family
 from harness.models.families.base import InputGroup
-from harness.quant.artifact import load_artifact_
-from harness.quant.hadamard import factors
-from harness.quant.linear import QuantLinear
-from harness.quant.policy import DeltaPolicy, delta_schedule, policy_of
-from harness.quant.switch import SwitchedLinear
-from harness.stages.quantize import quantize
-from harness.stages.verify import verify
-from harness.testing import GENS, TINY_GEN, tiny_pipeline
-from methods.dvdquant import (
+from harness.quant.layers.artifact import load_artifact_
+from harness.quant.layers.hadamard import factors
+from harness.quant.layers.linear import QuantLinear
+from harness.quant.layers.policy import DeltaPolicy, delta_schedule, policy_of
+from harness.quant.layers.switch import SwitchedLinear
+from harness.testing.conformance import GENS, TINY_GEN, tiny_pipeline
+from methods.dvdquant.method import (
     DVDQuant,
     DVDQuantOptions,
     _Rounding,

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from harness.bits import BitSpec
 from harness.errors import UsageError
 from harness.method import Method, QuantContext, QuantReport
+from harness.models.block_input import Sample
 from harness.models.families import family
-from harness.quant.calibration import CalibrationPool, Sample, record_pool
-from harness.testing import PROMPTS, TINY_GEN, tiny_pipeline
-from methods.flatquant import FlatQuant, FlatQuantOptions, random_samples
-from methods.s2q import S2Q, S2QOptions
+from harness.models.trajectories import CalibrationPool, record_pool
+from harness.testing.conformance import PROMPTS, TINY_GEN, tiny_pipeline
+from methods.flatquant.method import FlatQuant, FlatQuantOptions, random_samples
+from methods.s2q.method import S2Q, S2QOptions
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,11 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.quant.adaround import AdaRoundLinear, StaticActivation, annealed_beta
-from harness.quant.calibration import CalibrationPool
-from harness.quant.grid import Affine, code_range, decode, encode, weight_grid
-from harness.quant.samples import uniform_samples
-from methods.ptq4dit import balancing_scale, spearman_guided_salience
+from harness.models.trajectories import CalibrationPool
+from harness.quant.calibration.samples import uniform_samples
+from harness.quant.layers.grid import Affine, code_range, decode, encode, weight_grid
+from methods.ptq4dit.adaround import AdaRoundLinear, StaticActivation, annealed_beta
+from methods.ptq4dit.method import balancing_scale, spearman_guided_salience
 
 
 def naive_ranks(values: list[float]) -> list[float]:

@@ -13,16 +13,16 @@ from torch import nn
 from harness.errors import UsageError
 from harness.models.families import family
 from harness.models.families.base import target_linears
-from harness.quant.activation import ActivationSpec, quantize_activation
-from harness.quant.group_search import GroupSearch, bit_operations
-from harness.quant.linear import QuantLinear
-from harness.quant.samples import uniform_samples
-from harness.testing import make_bench
-from methods.qdit import QDiT, QDiTOptions
+from harness.quant.calibration.samples import uniform_samples
+from harness.quant.layers.activation import ActivationSpec, quantize_activation
+from harness.quant.layers.linear import QuantLinear
+from harness.testing.conformance import make_bench
+from methods.qdit.group_search import GroupSearch, bit_operations
+from methods.qdit.method import QDiT, QDiTOptions
 from tests.tiny_bench import QUICK
 
 if TYPE_CHECKING:
-    from harness.testing import Bench
+    from harness.testing.conformance import Bench
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_the_loss_of_a_configuration_does_not_depend_on_what_was_tried_before(
 ) -> None:
     import copy
 
-    from harness.quant.evolution import Evolution
+    from methods.qdit.evolution import Evolution
 
     transformer = copy.deepcopy(bench.pipeline.transformer)
     search = group_search(bench, transformer)

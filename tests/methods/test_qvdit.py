@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from harness.bits import BitSpec
 from harness.errors import UsageError
 from harness.method import QuantContext, QuantReport
+from harness.models.block_input import Sample
 from harness.models.families import family
-from harness.quant.calibration import CalibrationPool, Sample, record_pool
-from harness.quant.linear import QuantLinear
-from harness.testing import PROMPTS, TINY_GEN, tiny_pipeline
-from methods.qvdit import (
+from harness.models.trajectories import CalibrationPool, record_pool
+from harness.quant.layers.linear import QuantLinear
+from harness.testing.conformance import PROMPTS, TINY_GEN, tiny_pipeline
+from methods.qvdit.method import (
     QVDiT,
     QVDiTOptions,
     initial_gain,

@@ -16,17 +16,17 @@ from torch import nn
 from harness.bits import BitSpec
 from harness.errors import UsageError
 from harness.method import QuantContext, QuantReport
+from harness.models.block_input import Sample
 from harness.models.families import family
-from harness.quant.activation import ActivationSpec
-from harness.quant.artifact import replace_module_
-from harness.quant.calibration import CalibrationPool, Sample, record_pool
-from harness.quant.capture import run_block
-from harness.quant.clip import search_clip
-from harness.quant.linear import QuantLinear, WeightSpec, quantize_linear
-from harness.quant.samples import uniform_samples
-from harness.testing import PROMPTS, TINY_GEN, make_bench, tiny_pipeline
-from methods.qvlm import QVLM, QVLMOptions
-from methods.qvlm_blocks import (
+from harness.models.trajectories import CalibrationPool, record_pool
+from harness.quant.calibration.capture import run_block
+from harness.quant.calibration.samples import uniform_samples
+from harness.quant.layers.activation import ActivationSpec
+from harness.quant.layers.layers import replace_module_
+from harness.quant.layers.linear import QuantLinear, WeightSpec, quantize_linear
+from harness.quant.rounding.clip import search_clip
+from harness.testing.conformance import PROMPTS, TINY_GEN, make_bench, tiny_pipeline
+from methods.qvlm.blocks import (
     conditional_entropy,
     dependency_threshold,
     joint_search,
@@ -35,7 +35,8 @@ from methods.qvlm_blocks import (
     partition,
     thin,
 )
-from methods.qvlm_search import RATIOS
+from methods.qvlm.method import QVLM, QVLMOptions
+from methods.qvlm.search import RATIOS
 from tests.blocks import first_block_inputs, split_branches
 
 if TYPE_CHECKING:
@@ -282,7 +283,7 @@ def test_blocks_of_nodes_may_cross_transformer_blocks(
     def crossing(dependencies: object, threshold: float, length: int) -> list[list[int]]:
         return [[0, 1], [2, 3, 4], [5]]
 
-    monkeypatch.setattr("methods.qvlm.partition", crossing)
+    monkeypatch.setattr("methods.qvlm.method.partition", crossing)
     transformer, report = quantized(bench)
     assert report.curves["block_length"] == [2.0, 3.0, 1.0]
     layers = [m for m in transformer.modules() if isinstance(m, QuantLinear)]

@@ -12,15 +12,15 @@ from torch import nn
 from harness.bits import BitSpec
 from harness.errors import HarnessError
 from harness.method import QuantContext, QuantReport
+from harness.models.block_input import BlockInput, Sample
 from harness.models.families import family
-from harness.quant.block_trainer import BlockTask, reconstruction_loss, train_block
-from harness.quant.calibration import CalibrationPool, DenoiserCall, Sample, record_pool
-from harness.quant.capture import BlockInput
-from harness.quant.learned import LearnedInput, LearnedLinear
-from harness.quant.learned_blocks import initial_scale
-from harness.quant.linear import QuantLinear, quantize_linear
-from harness.testing import PROMPTS, TINY_GEN, tiny_pipeline
-from methods.s2q import S2Q, S2QOptions
+from harness.models.trajectories import CalibrationPool, DenoiserCall, record_pool
+from harness.quant.layers.linear import QuantLinear, quantize_linear
+from harness.quant.learning.block_trainer import BlockTask, reconstruction_loss, train_block
+from harness.quant.learning.learned import LearnedInput, LearnedLinear
+from harness.quant.learning.learned_blocks import initial_scale
+from harness.testing.conformance import PROMPTS, TINY_GEN, tiny_pipeline
+from methods.s2q.method import S2Q, S2QOptions
 from tests.blocks import first_block_inputs, run_block_over, split_branches
 
 if TYPE_CHECKING:
@@ -68,9 +68,9 @@ def test_the_trained_form_and_the_stored_form_compute_the_same() -> None:
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     learned = LearnedLinear(linear, shared, 4, clip=True)
     x = torch.randn(7, 24, generator=generator)
-    from harness.quant.activation import ActivationSpec
-    from harness.quant.linear import WeightSpec
-    from harness.quant.transform import ChannelScale
+    from harness.quant.layers.activation import ActivationSpec
+    from harness.quant.layers.linear import WeightSpec
+    from harness.quant.layers.transform import ChannelScale
 
     low, high = shared.clip_factors()
     kronecker, scale = shared.kronecker(), shared.scale()
@@ -239,7 +239,7 @@ def test_rules_that_find_fewer_samples_say_so(bench: tuple[nn.Module, Calibratio
 def test_a_bfloat16_model_is_trained_in_single_precision_and_keeps_its_dtype(
     bench: tuple[nn.Module, CalibrationPool],
 ) -> None:
-    from methods.ptq4dit import PTQ4DiT, PTQ4DiTOptions
+    from methods.ptq4dit.method import PTQ4DiT, PTQ4DiTOptions
 
     half = copy.deepcopy(bench[0]).to(torch.bfloat16)
     call = {

@@ -13,20 +13,20 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from harness.artifact.quantize import branch_bits, quantize
 from harness.bits import BitSpec
 from harness.errors import UsageError
 from harness.method import QuantContext
 from harness.models.families import family
-from harness.quant.activation import quantize_activation
-from harness.quant.calibration import record_pool
-from harness.quant.gptq import Hessian
-from harness.quant.grid import storable
-from harness.quant.linear import QuantLinear, WeightSpec
-from harness.quant.low_rank import LowRank
-from harness.quant.smoothing import InputSummary, smoothing_scale
-from harness.stages.quantize import branch_bits, quantize
-from harness.testing import PROMPTS, TINY_GEN, tiny_pipeline
-from methods.svdquant import (
+from harness.models.trajectories import record_pool
+from harness.quant.layers.activation import quantize_activation
+from harness.quant.layers.grid import storable
+from harness.quant.layers.linear import QuantLinear, WeightSpec
+from harness.quant.layers.low_rank import LowRank
+from harness.quant.rounding.gptq import Hessian
+from harness.quant.rounding.smoothing import InputSummary, smoothing_scale
+from harness.testing.conformance import PROMPTS, TINY_GEN, tiny_pipeline
+from methods.svdquant.method import (
     SharedFit,
     SVDQuant,
     SVDQuantOptions,

@@ -14,18 +14,19 @@ from torch import nn
 from harness.bits import BitSpec
 from harness.errors import HarnessError, UsageError
 from harness.method import QuantContext, QuantReport
+from harness.models.block_input import Sample
 from harness.models.families import family
-from harness.quant import hadamard
-from harness.quant.activation import ActivationSpec, quantize_activation
-from harness.quant.artifact import load_artifact_, save_artifact
-from harness.quant.calibration import CalibrationPool, Sample, record_pool
-from harness.quant.linear import WeightSpec, quantize_linear
-from harness.quant.policy import TimestepPolicy, policy_of
-from harness.quant.switch import SwitchedLinear
-from harness.quant.transform import ChannelScale, Hadamard
-from harness.testing import PROMPTS, TINY_GEN, make_bench, tiny_pipeline
-from methods import viditq_mixed as mixed
-from methods.viditq import ViDiTQ, ViDiTQOptions, static_scale
+from harness.models.trajectories import CalibrationPool, record_pool
+from harness.quant.layers import hadamard
+from harness.quant.layers.activation import ActivationSpec, quantize_activation
+from harness.quant.layers.artifact import load_artifact_, save_artifact
+from harness.quant.layers.linear import WeightSpec, quantize_linear
+from harness.quant.layers.policy import TimestepPolicy, policy_of
+from harness.quant.layers.switch import SwitchedLinear
+from harness.quant.layers.transform import ChannelScale, Hadamard
+from harness.testing.conformance import PROMPTS, TINY_GEN, make_bench, tiny_pipeline
+from methods.viditq import mixed
+from methods.viditq.method import ViDiTQ, ViDiTQOptions, static_scale
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,20 +8,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.miniatures import GENS, MINIATURES, wan
+from harness.models.block_input import Sample
 from harness.models.families import FAMILIES, family, family_of_class
 from harness.models.families.base import target_linears
 from harness.models.sample import denoise, denoiser_step, initial_noise, sample
-from harness.quant.attention_mass import block_attention_mass
-from harness.quant.calibration import Sample, record_pool
-from harness.quant.capture import run_block
-from harness.testing import PROMPTS, Bench, make_bench
+from harness.models.trajectories import record_pool
+from harness.quant.calibration.attention_mass import block_attention_mass
+from harness.quant.calibration.capture import run_block
+from harness.testing.conformance import PROMPTS, Bench, make_bench
+from harness.testing.miniatures import GENS, MINIATURES, wan
 from tests.blocks import first_block_inputs
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from harness.quant.capture import BlockInput
+    from harness.models.block_input import BlockInput
 
 HEADS = 2
 BRANCHES = {"cogvideox": 2, "hunyuanvideo": 1, "wan": 2, "ltx": 2, "latte": 2}

@@ -234,7 +234,7 @@ def test_a_copied_block_scales_by_its_own_copy(name: str) -> None:
 
 
 def test_a_saved_modulation_scale_is_put_back_and_does_not_add_hooks() -> None:
-    from harness.testing import MINIATURES
+    from harness.testing.conformance import MINIATURES
 
     built = MINIATURES["wan"]().transformer
     fresh = copy.deepcopy(built)

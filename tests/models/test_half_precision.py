@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from harness import registry
+from harness.artifact.quantize import quantize
+from harness.artifact.verify import verify
 from harness.bits import BitSpec
-from harness.miniatures import GENS, MINIATURES
+from harness.models.block_input import Sample
 from harness.models.load import load_pipeline
 from harness.models.table import model_spec
-from harness.quant.calibration import CalibrationPool, Sample, record_pool
-from harness.stages.quantize import quantize
-from harness.stages.verify import verify
-from harness.testing import PROMPTS
+from harness.models.trajectories import CalibrationPool, record_pool
+from harness.plan import registry
+from harness.testing.conformance import PROMPTS
+from harness.testing.miniatures import GENS, MINIATURES
 
 if TYPE_CHECKING:
     from pathlib import Path

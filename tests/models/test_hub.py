@@ -11,12 +11,12 @@ import torch
 from huggingface_hub import constants
 
 from harness.errors import HarnessError, UsageError
-from harness.miniatures import MINIATURES, wan
 from harness.models import hub
 from harness.models.families import FAMILIES
 from harness.models.load import load_pipeline
 from harness.models.table import model_spec, transformer_parameters
-from harness.store import home
+from harness.store.store import home
+from harness.testing.miniatures import MINIATURES, wan
 from tests.models.local_hub import LocalHub
 
 if TYPE_CHECKING:
@@ -124,8 +124,8 @@ def test_a_model_with_two_denoisers_is_refused_with_the_reason(tmp_path: Path) -
 def test_a_saved_miniature_is_loaded_and_samples_in_half_precision(
     name: str, tmp_path: Path
 ) -> None:
-    from harness.miniatures import GENS
     from harness.models.sample import sample
+    from harness.testing.miniatures import GENS
 
     MINIATURES[name]().save_pretrained(tmp_path / "model", max_shard_size="20KB")
     assert len(list((tmp_path / "model" / "transformer").glob("*.safetensors"))) > 1

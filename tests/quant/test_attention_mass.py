@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.quant import attention_mass as module
-from harness.quant.attention_mass import attention_mass, token_weights
+from harness.quant.calibration import attention_mass as module
+from harness.quant.calibration.attention_mass import attention_mass, token_weights
 
 
 @pytest.mark.parametrize("tile_elements", [1, 100, 1 << 24])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.quant.clip import percentile_grid, search_output_clip
-from harness.quant.grid import affine, fake_quantize
-from harness.quant.statistics import VALUES_KEPT, _stride
+from harness.quant.calibration.statistics import VALUES_KEPT, _stride
+from harness.quant.layers.grid import affine, fake_quantize
+from harness.quant.rounding.clip import percentile_grid, search_output_clip
 
 
 @pytest.mark.parametrize("p", [0.9, 0.999, 1.0])

@@ -7,18 +7,18 @@ import torch
 from torch import Tensor
 
 from harness.models.families.base import InputGroup
-from harness.quant.activation import ActivationSpec
-from harness.quant.gptq import (
+from harness.quant.layers.activation import ActivationSpec
+from harness.quant.layers.grid import Affine, decode, encode, expand, weight_grid
+from harness.quant.layers.linear import WeightSpec
+from harness.quant.layers.transform import Hadamard
+from harness.quant.rounding.gptq import (
     Hessian,
     gptq,
     gptq_current_groups,
     linear_hessians,
     output_error,
 )
-from harness.quant.gptq_linear import gptq_linear
-from harness.quant.grid import Affine, decode, encode, expand, weight_grid
-from harness.quant.linear import WeightSpec
-from harness.quant.transform import Hadamard
+from harness.quant.rounding.gptq_linear import gptq_linear
 from tests.quant.test_smoothing import FAMILY, block_and_inputs, seen_by
 
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.quant.grid import (
+from harness.quant.layers.grid import (
     Affine,
     affine,
     code_range,

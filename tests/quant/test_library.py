@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from harness import registry
 from harness.bits import BitSpec
 from harness.errors import HarnessError
-from harness.quant import library
-from harness.quant.artifact import load_artifact_, save_artifact
-from harness.quant.library import LibraryLinear, Scheme, installed_version, low_bit_product
+from harness.plan import registry
+from harness.quant.layers import library
+from harness.quant.layers.artifact import load_artifact_, save_artifact
+from harness.quant.layers.library import LibraryLinear, Scheme, installed_version, low_bit_product
 from tests.baselines.back_ends import converted, miniature, output
 
 if TYPE_CHECKING:

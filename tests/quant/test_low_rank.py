@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.quant.activation import ActivationSpec, quantize_activation
-from harness.quant.artifact import MANIFEST, artifact_bytes, load_artifact_, save_artifact
-from harness.quant.linear import QuantLinear, WeightSpec, fitting_group, quantize_linear
-from harness.quant.low_rank import LowRank
-from harness.quant.transform import ChannelScale
+from harness.quant.layers.activation import ActivationSpec, quantize_activation
+from harness.quant.layers.artifact import MANIFEST, artifact_bytes, load_artifact_, save_artifact
+from harness.quant.layers.linear import QuantLinear, WeightSpec, fitting_group, quantize_linear
+from harness.quant.layers.low_rank import LowRank
+from harness.quant.layers.transform import ChannelScale
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,8 +6,9 @@ import math
 
 import pytest
 
-from harness import registry
 from harness.errors import UsageError
+from harness.method import resolve_options
+from harness.plan import registry
 from harness.quant.options import check_choice, check_range
 
 REFUSED = [
@@ -40,7 +41,7 @@ def test_a_value_that_cannot_be_meant_is_refused_with_its_option(
     method = registry.load_method(name)
     (option,) = options
     with pytest.raises(UsageError, match=f"option '{option}'") as caught:
-        registry.resolve_options(method, options)
+        resolve_options(method, options)
     assert len(str(caught.value).splitlines()) == 2
     assert caught.value.exit_code == 2
 
@@ -48,7 +49,7 @@ def test_a_value_that_cannot_be_meant_is_refused_with_its_option(
 @pytest.mark.parametrize("name", ["rtn", "rtn-gptq", "s2q", "ptq4dit"])
 def test_the_defaults_are_allowed(name: str) -> None:
     method = registry.load_method(name)
-    assert registry.resolve_options(method, {}) == method.Options()
+    assert resolve_options(method, {}) == method.Options()
 
 
 def test_the_nearest_word_is_suggested() -> None:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.quant.pack import pack, unpack
+from harness.quant.layers.pack import pack, unpack
 
 
 @settings(deadline=None)

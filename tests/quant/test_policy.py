@@ -13,17 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from harness.quant.activation import ActivationSpec
-from harness.quant.artifact import artifact_bytes, load_artifact_, save_artifact
-from harness.quant.linear import WeightSpec, quantize_linear
-from harness.quant.policy import (
+from harness.quant.layers.activation import ActivationSpec
+from harness.quant.layers.artifact import artifact_bytes, load_artifact_, save_artifact
+from harness.quant.layers.linear import WeightSpec, quantize_linear
+from harness.quant.layers.policy import (
     DeltaPolicy,
     TimestepPolicy,
     attach_policy_,
     delta_schedule,
     policy_of,
 )
-from harness.quant.switch import SwitchedLinear
+from harness.quant.layers.switch import SwitchedLinear
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from harness.quant.calibration import CalibrationPool, Sample
-from harness.quant.salience import (
+from harness.models.block_input import Sample
+from harness.models.trajectories import CalibrationPool
+from harness.quant.calibration.salience import (
     Salience,
     choose_samples,
     diffusion_salience,

@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from harness.models.block_input import BlockInput, Sample
 from harness.models.families import family
 from harness.models.families.base import InputGroup, linear_at
-from harness.quant.activation import ActivationSpec
-from harness.quant.artifact import replace_module_
-from harness.quant.calibration import Sample
-from harness.quant.capture import BlockInput, run_block
-from harness.quant.linear import WeightSpec, quantize_linear
-from harness.quant.smoothing import apply_scale_, smoothing_scale, summarise_inputs
+from harness.quant.calibration.capture import run_block
+from harness.quant.layers.activation import ActivationSpec
+from harness.quant.layers.layers import replace_module_
+from harness.quant.layers.linear import WeightSpec, quantize_linear
+from harness.quant.rounding.smoothing import apply_scale_, smoothing_scale, summarise_inputs
 
 FAMILY = family("cogvideox")
 

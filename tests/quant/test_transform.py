@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.quant import hadamard
-from harness.quant.transform import ChannelScale, Hadamard, Kronecker, build, kronecker_sizes
+from harness.quant.layers import hadamard
+from harness.quant.layers.transform import ChannelScale, Hadamard, Kronecker, build, kronecker_sizes
 
 REAL_WIDTHS = (1152, 1536, 1920, 3072, 4608, 5120, 7680, 8960, 12288, 13824, 14336, 15360)
 

@@ -14,18 +14,18 @@ from torch import nn
 
 from harness.bits import BitSpec
 from harness.method import QuantContext
+from harness.models.block_input import BlockInput, Sample
 from harness.models.families import family as family_by_name
 from harness.models.families.base import linear_at
-from harness.quant.activation import ActivationSpec
-from harness.quant.apply import activation_of
-from harness.quant.artifact import replace_module_
-from harness.quant.calibration import CalibrationPool, Sample, record_pool
-from harness.quant.capture import BlockInput
-from harness.quant.linear import WeightSpec, quantize_linear
-from harness.quant.samples import uniform_samples
-from harness.quant.spill import SpilledInputs
-from harness.quant.walk import Walk, block_groups
-from harness.testing import PROMPTS, TINY_GEN, tiny_pipeline
+from harness.models.trajectories import CalibrationPool, record_pool
+from harness.quant.calibration.samples import uniform_samples
+from harness.quant.calibration.spill import SpilledInputs
+from harness.quant.calibration.walk import Walk, block_groups
+from harness.quant.layers.activation import ActivationSpec
+from harness.quant.layers.apply import activation_of
+from harness.quant.layers.layers import replace_module_
+from harness.quant.layers.linear import WeightSpec, quantize_linear
+from harness.testing.conformance import PROMPTS, TINY_GEN, tiny_pipeline
 from tests.blocks import first_block_inputs, run_block_over, split_branches
 
 if TYPE_CHECKING:

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from harness.bits import BitSpec
+from harness.measure.memory import peak_memory
 from harness.method import QuantContext
-from harness.quant.calibration import DenoiserCall, Sample
-from harness.quant.walk import Walk
-from harness.stages.memory import peak_memory
+from harness.models.block_input import Sample
+from harness.models.trajectories import DenoiserCall
+from harness.quant.calibration.walk import Walk
 
 if TYPE_CHECKING:
-    from harness.quant.capture import BlockInput
+    from harness.models.block_input import BlockInput
 
 CPU = torch.device("cpu")
 WIDTH, TOKENS = 256, 2048  # 2 MiB a sample

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness import stats
+from harness.report import stats
 
 
 @pytest.fixture(autouse=True)

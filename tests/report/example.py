@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.records import CellOutcome, Run, write_run
 from harness.spec import Record, Status
+from harness.store.records import CellOutcome, Run, write_run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -193,7 +193,7 @@ class _Rows:
 
 def write_clips(run: Run) -> None:
     """Write one small clip for each row and prompt."""
-    from harness.video import write_mp4
+    from harness.generate.video import write_mp4
 
     seeds = {r.seed for r in run.records if r.prompt}
     prompts = {r.prompt for r in run.records if r.prompt}

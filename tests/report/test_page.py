@@ -10,10 +10,10 @@ from click.testing import CliRunner
 
 from harness.cli.report import report
 from harness.errors import UsageError
-from harness.records import Run, write_run
 from harness.report.page import BEGIN, END, page
 from harness.report.values import Values
 from harness.spec import Status
+from harness.store.records import Run, write_run
 from tests.report.example import cell_id, make_run
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from tests.report.example import cell_id, make_run
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from harness.records import Run
+    from harness.store.records import Run
 
 
 def row(label: str, seed: int, **more: Any) -> dict[str, Any]:

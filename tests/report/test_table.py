@@ -6,11 +6,11 @@ import math
 import pytest
 
 from harness.errors import HarnessError, UsageError
-from harness.records import load_run
 from harness.report import columns as col
 from harness.report.build import build_table
 from harness.report.table import parts
 from harness.spec import Status
+from harness.store.records import load_run
 from tests.report.example import KERNEL, PROMPTS, cell_id, make_run
 
 

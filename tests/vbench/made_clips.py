@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.video import write_lossless, write_mp4
+from harness.generate.video import write_lossless, write_mp4
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.suites import load_suite
+from harness.plan.suites import load_suite
 from harness.vbench.aggregate import ClipScore, Flickering, flickering
 from harness.vbench.cautions import Row, cautions
 from harness.vbench.suites import load, samples

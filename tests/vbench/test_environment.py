@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.errors import HarnessError, UsageError
-from harness.keys import file_digest
+from harness.store.keys import file_digest
 from harness.vbench import environment
 from tests.vbench.fake_environment import (
     asked,

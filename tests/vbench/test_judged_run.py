@@ -8,14 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.config import Flags, resolve
-from harness.experiment_file import ExperimentFile
-from harness.plan import make_plan
+from harness.generate.generate import ENCODER, FACTS_FILE, LATENTS_FILE, LOSSLESS_FILE, MP4_FILE
+from harness.generate.video import read_av, write_mp4
+from harness.plan.experiment import Flags, resolve
+from harness.plan.experiment_file import ExperimentFile
+from harness.plan.plan import make_plan
 from harness.spec import Status
-from harness.stages.generate import ENCODER, FACTS_FILE
-from harness.stages.score import LATENTS_FILE, LOSSLESS_FILE, MP4_FILE
-from harness.store import Store
-from harness.video import read_av, write_mp4
+from harness.store.store import Store
 from tests.doubles import write_model_folder
 from tests.fake_run import Quiet, fake_run
 

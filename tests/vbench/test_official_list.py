@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from harness.errors import UsageError
-from harness.suites import load_suite, refuse_overlap
+from harness.plan.suites import load_suite, refuse_overlap
 from harness.vbench.dimensions import DIMENSIONS, EIGHT
 from harness.vbench.names import NamedClip, link_folder, official_name
 from harness.vbench.suites import auxiliary, dimensions, load

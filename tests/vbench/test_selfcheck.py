@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from harness.errors import HarnessError, UsageError
+from harness.generate.video import read
 from harness.vbench import environment, selfcheck
 from harness.vbench.dimensions import DIMENSIONS
 from harness.vbench.synthetic import FRAMES, SIZES, ask, synthetic_clip
-from harness.video import read
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.errors import HarnessError, UsageError
-from harness.keys import file_digest
+from harness.plan.suites import load_suite
 from harness.spec import Prompt
-from harness.suites import load_suite
+from harness.store.keys import file_digest
 from harness.vbench.dimensions import DIMENSIONS, EIGHT
 from harness.vbench.suites import (
     GROUPS,

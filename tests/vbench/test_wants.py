@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.suites import load_suite
+from harness.plan.suites import load_suite
 from harness.vbench.dimensions import DIMENSIONS, EIGHT, FLOW, STATIC
 from harness.vbench.suites import load
 from harness.vbench.wants import action_classes, action_label, dimensions_for

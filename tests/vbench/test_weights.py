@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from harness.errors import HarnessError
-from harness.keys import digest
+from harness.store.keys import digest
 from harness.vbench import ledger, weights
 from harness.vbench.dimensions import DIMENSIONS, EIGHT, EXTRA_WEIGHTS
 

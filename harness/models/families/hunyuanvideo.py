@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from torch import Tensor, nn
 
-    from harness.quant.capture import BlockInput
+    from harness.models.block_input import BlockInput
     from harness.spec import GenSpec
 
 _VIDEO, _TEXT = "norm1.linear", "norm1_context.linear"

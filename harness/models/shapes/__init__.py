@@ -15,6 +15,8 @@ FPS = 8
 STEPS = 20
 GUIDANCE = 2.0
 MAX_TEXT_TOKENS = 24
+DECODER_STAGES = ("decoder", "refine", "sharpen", "polish")
+"""The steps in which the decoder of the VAE is trained, in order."""
 
 
 def weights_dir() -> Path:

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from scipy import stats
 
-from harness.metrics import oracle
 from harness.models.shapes import (
     FRAMES,
     GUIDANCE,
@@ -27,6 +26,7 @@ from harness.models.shapes import (
     MAX_TEXT_TOKENS,
     STEPS,
     WIDTH,
+    oracle,
     weights_dir,
 )
 from harness.models.shapes.prompts import evaluation_attributes

@@ -11,8 +11,7 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline, CogVideoXTransf
 from transformers import T5EncoderModel, T5Tokenizer
 
 from harness.errors import HarnessError
-from harness.models.shapes import checkpoint
-from harness.models.shapes.train import DECODER_STAGES
+from harness.models.shapes import DECODER_STAGES, checkpoint
 from harness.models.shapes.train_denoiser import new_scheduler, new_transformer
 from harness.models.shapes.train_vae import new_vae, normalise_latents_
 

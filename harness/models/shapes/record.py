@@ -7,9 +7,8 @@ import json
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from harness.models.shapes import GUIDANCE, STEPS, checkpoint
+from harness.models.shapes import DECODER_STAGES, GUIDANCE, STEPS, checkpoint
 from harness.models.shapes.evaluate import evaluate, machine
-from harness.models.shapes.train import DECODER_STAGES
 from harness.models.shapes.world import SPLIT_SALT, held_out_combinations, training_combinations
 
 if TYPE_CHECKING:

@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.models.shapes import DECODER_STAGES
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-DECODER_STAGES = ("decoder", "refine", "sharpen", "polish")
 STAGES = ("vae", "text", "latents", *DECODER_STAGES, "denoiser", "export", "record")
 
 

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.metrics import oracle
-from harness.models.shapes import FRAMES, MAX_TEXT_TOKENS, weights_dir
+from harness.models.shapes import FRAMES, MAX_TEXT_TOKENS, oracle, weights_dir
 from harness.models.shapes.evaluate import generate, load_pipeline
 from harness.models.shapes.train_text import new_tokenizer, tokenize
 from harness.models.shapes.world import parse_caption

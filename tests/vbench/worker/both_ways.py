@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.generate.video import write_mp4
 from harness.vbench.interpreter import WORKER, worker_environment
 from harness.vbench.synthetic import FPS, synthetic_clip
-from harness.video import write_mp4
 from tests.vbench.driving import Answer, clip_job, job_of
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """This process ends with the one that started it.
 
-As ``harness.executors.lifeline``, which cannot be imported on this side of the seam.
+As ``harness.store.lifeline``, which cannot be imported on this side of the seam.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Artifact: a quantized model on disk, from its making to its diagnosis."""

@@ -1,0 +1,1 @@
+"""Generate: clips from a pipeline and noise, and their files."""

@@ -1,0 +1,231 @@
+"""Recorded trajectories: every denoiser input of some prompts, on disk, from which methods choose.
+
+The pool is the same for every method; what a method does with it (which samples, how many) is the
+method's. Each denoising step is one file, so memory does not grow with the number of prompts. All
+guidance branches of a step are one call, the conditional one last: where the sampler evaluates them
+one after the other, they are stacked here.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from harness.models.block_input import Sample
+from harness.models.sample import denoise, family_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from diffusers import DiffusionPipeline
+
+    from harness.spec import GenSpec, Prompt
+
+INDEX = "pool.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DenoiserCall:
+    """The arguments of one denoiser call.
+
+    Attributes:
+        arguments: Keyword arguments as the pipeline passes them; tensors have the batch of all
+            branches.
+        branches: Number of guidance branches stacked in the batch.
+    """
+
+    arguments: dict[str, Any]
+    branches: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CalibrationPool:
+    """Trajectories of the calibration prompts.
+
+    Attributes:
+        folder: Where the calls lie.
+        prompts: Ids of the prompts.
+        timesteps: Value of the timestep at each step, in sampling order.
+        branches: Guidance branches in a call.
+        forwards: Denoiser evaluations spent on recording, each branch counted.
+        seconds: Wall time of recording.
+    """
+
+    folder: Path
+    prompts: tuple[str, ...]
+    timesteps: tuple[float, ...]
+    branches: int
+    forwards: int
+    seconds: float
+
+    @classmethod
+    def open(cls, folder: Path) -> CalibrationPool:
+        """Open a recorded pool."""
+        facts = json.loads((folder / INDEX).read_text())
+        return cls(
+            folder=folder,
+            prompts=tuple(facts["prompts"]),
+            timesteps=tuple(facts["timesteps"]),
+            branches=facts["branches"],
+            forwards=facts["forwards"],
+            seconds=facts["seconds"],
+        )
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps of a trajectory."""
+        return len(self.timesteps)
+
+    def samples(self) -> Iterator[Sample]:
+        """Every candidate, prompt by prompt in sampling order."""
+        for prompt in range(len(self.prompts)):
+            for step in range(self.steps):
+                yield Sample(prompt, step)
+
+    def latent(self, sample: Sample) -> Tensor:
+        """Latent ``[1, ...]`` that enters the denoiser at a step; the final one at ``steps``."""
+        if sample.step == self.steps:
+            return load_file(_final_path(self.folder, sample.prompt))["latent"]
+        return load_file(_call_path(self.folder, sample))["hidden_states"][:1]
+
+    def call(self, sample: Sample, device: torch.device | None = None) -> DenoiserCall:
+        """Arguments of the denoiser at a candidate."""
+        index = json.loads((self.folder / INDEX).read_text())
+        tensors = load_file(_call_path(self.folder, sample))
+        tensors |= load_file(self.folder / f"p{sample.prompt:04d}" / "fixed.safetensors")
+        arguments: dict[str, Any] = dict(index["constants"])
+        for name, count in index["tuples"].items():
+            arguments[name] = tuple(tensors.pop(f"{name}.{i}").to(device) for i in range(count))
+        arguments |= {name: value.to(device) for name, value in tensors.items()}
+        return DenoiserCall(arguments=arguments, branches=self.branches)
+
+
+def record_pool(
+    pipeline: DiffusionPipeline,
+    prompts: Sequence[Prompt],
+    gen: GenSpec,
+    *,
+    seed: int,
+    folder: Path,
+    progress: Callable[[float, str], None],
+) -> CalibrationPool:
+    """Run the full-precision sampler and keep every denoiser input.
+
+    Args:
+        pipeline: Full-precision pipeline.
+        prompts: Calibration prompts.
+        gen: Settings, the same as for the evaluation.
+        seed: The noise of prompt i has seed ``1_000_000 + 1000 * seed + i``, apart from evaluation
+            seeds.
+        folder: Existing empty folder.
+        progress: Progress callback.
+    """
+    started = time.perf_counter()
+    recorder = _Recorder(folder, reverse=family_of(pipeline).guidance == "calls")
+    handle = pipeline.transformer.register_forward_pre_hook(recorder, with_kwargs=True)
+    last: list[Tensor] = []
+
+    def keep(step: int, latents: Tensor) -> None:
+        del step
+        recorder.end_step()
+        last[:] = [latents]
+
+    try:
+        for i, prompt in enumerate(prompts):
+            recorder.begin(i)
+            denoise(pipeline, prompt.text, gen, seed=1_000_000 + 1000 * seed + i, on_step=keep)
+            save_file({"latent": last.pop().cpu().contiguous()}, _final_path(folder, i))
+            progress((i + 1) / len(prompts), f"trajectory {i + 1}/{len(prompts)}")
+    finally:
+        handle.remove()
+    facts = {
+        "prompts": [p.id for p in prompts],
+        "timesteps": recorder.timesteps,
+        "branches": recorder.branches,
+        "forwards": recorder.steps * recorder.branches,
+        "seconds": time.perf_counter() - started,
+        "constants": recorder.constants,
+        "tuples": recorder.tuples,
+    }
+    (folder / INDEX).write_text(json.dumps(facts, indent=1))
+    return CalibrationPool.open(folder)
+
+
+_CHANGING = ("hidden_states", "timestep")
+
+
+class _Recorder:
+    """Forward pre-hook that keeps the arguments of the denoiser calls of a step.
+
+    Args:
+        folder: Where steps are written.
+        reverse: A step's calls come with the conditional branch first.
+    """
+
+    def __init__(self, folder: Path, *, reverse: bool) -> None:
+        self.folder = folder
+        self.steps = 0
+        self.branches = 0
+        self.timesteps: list[float] = []
+        self.constants: dict[str, Any] = {}
+        self.tuples: dict[str, int] = {}
+        self._reverse = reverse
+        self._calls: list[dict[str, Any]] = []
+        self._prompt = 0
+        self._step = 0
+
+    def begin(self, prompt: int) -> None:
+        """Start the trajectory of a prompt."""
+        self._prompt, self._step = prompt, 0
+        (self.folder / f"p{prompt:04d}").mkdir()
+
+    def __call__(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if args:
+            raise TypeError("the pipeline passes positional arguments to its denoiser")
+        self._calls.append(kwargs)
+
+    def end_step(self) -> None:
+        """Write the calls made since the last step as one."""
+        calls = self._calls[::-1] if self._reverse else self._calls
+        kwargs = {name: _stacked([call[name] for call in calls]) for name in calls[0]}
+        self._calls = []
+        tensors: dict[str, Tensor] = {}
+        fixed: dict[str, Tensor] = {}
+        for name, value in kwargs.items():
+            if isinstance(value, Tensor):
+                (tensors if name in _CHANGING else fixed)[name] = value.detach().cpu().contiguous()
+            elif isinstance(value, tuple) and all(isinstance(v, Tensor) for v in value):
+                fixed |= {f"{name}.{i}": v.detach().cpu().contiguous() for i, v in enumerate(value)}
+                self.tuples[name] = len(value)
+            else:
+                self.constants[name] = value
+        save_file(tensors, _call_path(self.folder, Sample(self._prompt, self._step)))
+        if self._step == 0:
+            save_file(fixed, self.folder / f"p{self._prompt:04d}" / "fixed.safetensors")
+        if self._prompt == 0:
+            self.timesteps.append(float(kwargs["timestep"].flatten()[0]))
+        self.branches = kwargs["hidden_states"].shape[0]
+        self._step += 1
+        self.steps += 1
+
+
+def _stacked(values: list[Any]) -> Any:
+    """One argument of several branches: tensors along the batch, the rest from the first."""
+    if len(values) > 1 and isinstance(values[0], Tensor):
+        return torch.cat(values)
+    return values[0]
+
+
+def _call_path(folder: Path, sample: Sample) -> Path:
+    return folder / f"p{sample.prompt:04d}" / f"s{sample.step:04d}.safetensors"
+
+
+def _final_path(folder: Path, prompt: int) -> Path:
+    return folder / f"p{prompt:04d}" / "final.safetensors"

@@ -1,0 +1,1 @@
+"""Plan: an experiment resolved against the store, what is left to make."""

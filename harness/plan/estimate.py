@@ -1,0 +1,204 @@
+"""What a plan will take: time from what the store's journal remembers, disk from the settings."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness.errors import InfraError
+from harness.models.table import BUNDLED, transformer_parameters
+from harness.score.vbench_scorer import PREFIX
+from harness.score.vbench_stage import TASK
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from harness.plan.cells import PlannedCell
+    from harness.plan.plan import Plan
+    from harness.spec import GenSpec
+    from harness.store.store import Store
+
+WORKER_START_S = 8.0  # imports of torch and diffusers, 7.6 and 8.6 s seen on a two-core server
+_LATENT_SHARE = 0.1  # final latents beside raw frames, generously
+_ARTIFACT_BYTES_PER_PARAMETER = 4.0  # every layer kept at float32: the most an artifact can take
+_RESERVE_BYTES = 64 << 20
+# Seconds of one clip of 49 frames of 480x720 on one core of a server (Xeon with AMX), until
+# something was judged here; not known for other dimensions and not for accelerators.
+_JUDGE_S = {
+    "temporal_flickering": 0.4,
+    "subject_consistency": 24.0,
+    "background_consistency": 8.0,
+    "motion_smoothness": 50.0,
+    "dynamic_degree": 400.0,
+    "aesthetic_quality": 61.0,
+    "imaging_quality": 20.0,
+    "overall_consistency": 13.0,
+    "temporal_style": 13.0,
+    "scene": 100.0,
+}
+_JUDGE_FRAMES = 49
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """What is left to do.
+
+    Attributes:
+        seconds: Wall time; None while nothing like it was ever timed here.
+        work_s: By task id: seconds of its worker, the weights of the progress bar.
+        disk_bytes: Most that the store will grow.
+    """
+
+    seconds: float | None
+    work_s: dict[str, float]
+    disk_bytes: int
+
+
+def estimate(plan: Plan, store: Store) -> Estimate:
+    """Estimate a plan."""
+    history = _history(store)
+    known = True
+    work: dict[str, float] = {}
+    for planned in plan.cells:
+        if planned.done:
+            continue
+        clip_s, quantize_s = _rates(planned, history)
+        if clip_s is None or quantize_s is None:
+            known = False
+            clip_s, quantize_s = clip_s or 1.0, quantize_s or 10.0
+        seconds = WORKER_START_S + planned.missing_clips * clip_s
+        work[planned.cell.id] = seconds + (quantize_s if planned.needs_quantizing else 0.0)
+    for name, pool in plan.pools.items():
+        clip_s = _model_clip_s(pool.model.name, history)
+        known = known and clip_s is not None
+        work[name] = WORKER_START_S + len(pool.prompts) * (clip_s or 1.0)
+    spread = max([sum(work.values()) / plan.jobs, *work.values()], default=0.0)
+    made = bool(work)
+    if plan.scores:
+        judge_s = _judge_s(plan, history)
+        known = known and judge_s is not None
+        judges = plan.judges
+        each = WORKER_START_S + (judge_s or 1.0 * plan.scores.total()) / judges
+        work |= {f"{TASK}{i + 1}": each for i in range(judges)}
+        spread += each
+    if made and plan.experiment.execution.measure:
+        real = sum(c.facts.unquantized for c in plan.cells)
+        rate = max((_model_clip_s(m.name, history) or 0.0 for m in plan.models), default=0.0)
+        spread += WORKER_START_S + 4 * real * rate
+    return Estimate(
+        seconds=spread if known else None, work_s=work, disk_bytes=_disk_bytes(plan) if work else 0
+    )
+
+
+def plan_line(plan: Plan, guess: Estimate) -> str:
+    """The first line of a run."""
+    found = plan.clips - plan.missing_clips
+    cells = f"{len(plan.cells)} cells"
+    skipped = sum(bool(c.unsupported) for c in plan.cells)
+    if skipped:
+        cells += f" ({skipped} unsupported)"
+    if not guess.work_s:
+        return f"{cells}, {plan.clips} clips found, nothing to make"
+    took = "time unknown until the first clip" if guess.seconds is None else _about(guess.seconds)
+    clips = f"{plan.missing_clips} clips to make, {found} found"
+    judged = f", {plan.scores.total()} VBench values" if plan.scores else ""
+    return f"{cells}, {clips}{judged}, {took}"
+
+
+def check_space(plan: Plan, guess: Estimate, store: Store, folder: Path) -> None:
+    """Hold the estimate against what is free.
+
+    Raises:
+        InfraError: It will not fit.
+    """
+    del plan
+    for place in (store.root, folder):
+        free = shutil.disk_usage(place).free
+        need = guess.disk_bytes + _RESERVE_BYTES if guess.work_s else 0
+        if free < need:
+            raise InfraError(
+                f"'{place}' has {free / 1e6:.0f} MB free, the run may need {need / 1e6:.0f} MB",
+                "free space, run `harness gc`, or set HARNESS_HOME and --out to another disk",
+            )
+
+
+def _about(seconds: float) -> str:
+    if seconds < 90:
+        return f"about {max(10, round(seconds, -1)):.0f} s"
+    if seconds < 5400:
+        return f"about {seconds / 60:.0f} min"
+    return f"about {seconds / 3600:.1f} h"
+
+
+def _history(store: Store) -> dict[str, list[float]]:
+    """Seconds that published things took, newest last, by ``<kind>:<label>``."""
+    taken: dict[str, list[float]] = defaultdict(list)
+    for row in store.journal():
+        if row.get("event") == "published" and "seconds" in row:
+            label = str(row.get("label", "")).partition("/")[0]
+            taken[f"{row['kind']}:{label}"].append(float(row["seconds"]))
+            if row["kind"] == "clip":
+                taken[f"model:{label.partition('--')[0]}"].append(float(row["seconds"]))
+    return taken
+
+
+def _recent(history: dict[str, list[float]], name: str) -> float | None:
+    return statistics.median(history[name][-16:]) if history.get(name) else None
+
+
+def _model_clip_s(model: str, history: dict[str, list[float]]) -> float | None:
+    if (seconds := _recent(history, f"model:{model}")) is not None:
+        return seconds
+    return BUNDLED[model].clip_s if model in BUNDLED else None
+
+
+def _judge_s(plan: Plan, history: dict[str, list[float]]) -> float | None:
+    """Seconds of judging on one worker; None where a dimension was never timed."""
+    bench = plan.judging.bench
+    frames = max((gen.frames for gen in plan.gens.values()), default=_JUDGE_FRAMES)
+    total = 0.0
+    for dimension, count in plan.scores.items():
+        rate = _recent(history, f"score:{PREFIX}{dimension}")
+        if rate is None and bench is not None and bench.device.id == "cpu":
+            rate = _JUDGE_S.get(dimension)
+            rate = None if rate is None else rate * frames / _JUDGE_FRAMES
+        if rate is None:
+            return None
+        total += rate * count
+    return total
+
+
+def _rates(
+    planned: PlannedCell, history: dict[str, list[float]]
+) -> tuple[float | None, float | None]:
+    """Seconds a clip and seconds of quantizing of one row."""
+    model = planned.cell.model.name
+    clip = _recent(history, f"clip:{planned.cell.id}") or _model_clip_s(model, history)
+    quantize = _recent(history, f"artifact:{planned.cell.method.label}")
+    if quantize is None and model in BUNDLED:
+        quantize = planned.facts.quick_s
+    return clip, 0.0 if planned.facts.unquantized else quantize
+
+
+def _disk_bytes(plan: Plan) -> int:
+    total = 0.0
+    for planned in plan.cells:
+        if planned.done:
+            continue
+        total += planned.missing_clips * clip_bytes(planned.cell.gen)
+        if planned.needs_quantizing:
+            parameters = transformer_parameters(planned.cell.model)
+            total += parameters * _ARTIFACT_BYTES_PER_PARAMETER
+    for pool in plan.pools.values():
+        # A call a step, two guidance branches, float32 latents and text states.
+        latents = 4 * clip_bytes(pool.gen) * _LATENT_SHARE
+        total += len(pool.prompts) * pool.gen.steps * 2 * latents
+    return int(total)
+
+
+def clip_bytes(gen: GenSpec) -> float:
+    """Most that one clip takes in the store: raw frames, latents, the coded clip."""
+    return gen.frames * gen.height * gen.width * 3 * (1 + 2 * _LATENT_SHARE) + 8192

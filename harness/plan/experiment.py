@@ -1,0 +1,297 @@
+"""The experiment: TOML file and flags, resolved into plain values with every default filled in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from harness.bits import BitSpec
+from harness.errors import UsageError
+from harness.plan.experiment_file import ExperimentFile, MethodSection
+from harness.plan.registry import several
+from harness.score.names import expand
+from harness.spec import GenSpec, MethodSpec
+from harness.vbench.suites import is_name
+
+_T = TypeVar("_T")
+
+REFERENCE = "fp"
+BASELINES = ("control", "rtn")
+DEFAULT_MODELS = ("shapes",)
+DEFAULT_METHODS = ("s2q", "ptq4dit")
+DEFAULT_BITS = ("w4a6",)
+DEFAULT_SUITE = "shapes-eval"  # of bundled models, which know no other words
+GENERAL_SUITE = "eval-general"  # of all others
+DEFAULT_LIMIT = 16
+BUNDLED_MODELS = ("shapes", "shapes-outliers")
+DEFAULT_CALIBRATION = "shapes-calib"
+GENERAL_CALIBRATION = "calib-general"
+DEFAULT_BUDGET = "quick"
+DEFAULT_CALIBRATION_PROMPTS = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Flags:
+    """What was typed on the command line; None where nothing was."""
+
+    models: tuple[str, ...] | None = None
+    methods: tuple[str, ...] | None = None
+    bits: tuple[str, ...] | None = None
+    suite: str | None = None
+    limit: int | None = None
+    seeds: tuple[int, ...] | None = None
+    out: Path | None = None
+    device: str | None = None
+    jobs: int | None = None
+    baselines: bool | None = None
+    metrics: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """A method of the experiment with the widths it is run at."""
+
+    method: MethodSpec
+    bits: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Execution:
+    """How the work is spread.
+
+    Attributes:
+        jobs: Workers side by side; None for cores divided by threads.
+        threads: Threads a worker computes with; part of the cohort.
+        timeout_s: Longest a worker may run.
+        device: None to choose a CUDA device where there is one.
+        measure: Whether latency and memory are measured at the end.
+    """
+
+    jobs: int | None
+    threads: int
+    timeout_s: float
+    device: str | None
+    measure: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judge:
+    """How VBench is run.
+
+    Attributes:
+        python: Interpreter that has it; None for the one that `harness fetch vbench` made.
+        scorer: ``shared`` loads each model and reads each file once; ``official`` calls the
+            package's own function for each dimension.
+        precision: ``float32``; ``bfloat16`` is faster, and its values are not the official ones.
+        batch: Frames or pairs of frames that a model sees at once.
+        shards: Workers that share the clips; None for as many as fit.
+    """
+
+    python: str | None = None
+    scorer: str = "shared"
+    precision: str = "float32"
+    batch: int = 1
+    shards: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Experiment:
+    """What to compare, every default filled in.
+
+    Attributes:
+        limit: First so many prompts; None for the whole suite.
+        seeds: Seeds of the initial noise; empty for as many as the suite asks of each prompt.
+        gen: Overrides of each model's generation settings.
+        calibration_prompts: Prompts whose trajectories are recorded for calibration.
+        calibration_budget: ``quick`` shortens the training of methods on bundled models (the table
+            says so), ``full`` runs every method at its own defaults.
+        lenient: Methods that a group name (``all``, ``baselines``) stands for: one of them that
+            cannot be loaded is an unsupported row, not an error.
+        metrics: What is judged beside the metrics that are always there; None for what fits the
+            suite.
+    """
+
+    models: tuple[str, ...]
+    rows: tuple[Row, ...]
+    suite: str
+    limit: int | None
+    seeds: tuple[int, ...]
+    gen: tuple[tuple[str, Any], ...]
+    calibration_suite: str
+    calibration_prompts: int
+    calibration_budget: str
+    execution: Execution
+    out: Path | None
+    lenient: tuple[str, ...] = ()
+    metrics: tuple[str, ...] | None = None
+    judge: Judge = Judge()
+
+    def gen_for(self, default: GenSpec) -> GenSpec:
+        """A model's generation settings with the overrides applied."""
+        return replace(default, **dict(self.gen))
+
+
+def resolve(file: ExperimentFile, flags: Flags) -> Experiment:
+    """Merge file and flags and fill in the defaults; flags win.
+
+    Raises:
+        UsageError: A width cannot be read, a metric is unknown, or two rows have the same name.
+    """
+    run = file.run
+    bits = _widths(flags.bits or tuple(run.bits or DEFAULT_BITS))
+    seed = file.calibration.seed or 0
+    named = flags.methods or (tuple(run.methods) if run.methods else None)
+    chosen = None if named is None else _ungrouped(named)
+    lenient = tuple(n for n in chosen or () if n not in (named or ()))
+    rows = _rows(file.method, chosen, bits, seed)
+    baselines = flags.baselines if flags.baselines is not None else run.baselines is not False
+    rows = _with_references(rows, bits, seed, BASELINES if baselines else ())
+    labels = [row.method.label for row in rows]
+    if twice := sorted({label for label in labels if labels.count(label) > 1}):
+        raise UsageError(f"two rows are called '{twice[0]}'", "give each [[method]] its own label")
+    execution = file.execution
+    gen = file.gen.model_dump(exclude_none=True)
+    if "guidance" in gen:
+        gen["guidance"] = float(gen["guidance"])
+    out = flags.out or (Path(run.out) if run.out else None)
+    models = _unique(flags.models or tuple(run.models or DEFAULT_MODELS))
+    suite = flags.suite or run.suite or default_suite(models)
+    whole = is_name(suite)
+    metrics = flags.metrics or (tuple(run.metrics) if run.metrics else None)
+    return Experiment(
+        models=models,
+        rows=rows,
+        suite=suite,
+        limit=flags.limit or run.limit or (None if whole else DEFAULT_LIMIT),
+        seeds=_unique(flags.seeds or tuple(run.seeds or (() if whole else (0,)))),
+        gen=tuple(sorted(gen.items())),
+        calibration_suite=file.calibration.suite or _calibration_suite(models),
+        calibration_prompts=file.calibration.prompts or DEFAULT_CALIBRATION_PROMPTS,
+        calibration_budget=file.calibration.budget or DEFAULT_BUDGET,
+        execution=Execution(
+            jobs=flags.jobs or execution.jobs,
+            threads=execution.threads or 1,
+            timeout_s=float(execution.timeout_s or 6 * 3600),
+            device=flags.device or execution.device,
+            measure=execution.measure is not False,
+        ),
+        out=out,
+        lenient=lenient,
+        metrics=None if metrics is None else expand(metrics),
+        judge=_judge(file),
+    )
+
+
+def _judge(file: ExperimentFile) -> Judge:
+    given = file.vbench.model_dump(exclude_none=True)
+    return Judge(python=file.envs.vbench.python, **given)
+
+
+def default_suite(models: tuple[str, ...]) -> str:
+    """The evaluation prompts that fit the models.
+
+    Raises:
+        UsageError: No suite fits all of them.
+    """
+    if _all_bundled(models, "evaluated", "choose: --suite"):
+        return DEFAULT_SUITE
+    return GENERAL_SUITE
+
+
+def _calibration_suite(models: tuple[str, ...]) -> str:
+    """The calibration prompts that fit the models.
+
+    Raises:
+        UsageError: No suite fits all of them.
+    """
+    choose = "choose: [calibration] suite = ... in the experiment file"
+    return (
+        DEFAULT_CALIBRATION if _all_bundled(models, "calibrated", choose) else GENERAL_CALIBRATION
+    )
+
+
+def _all_bundled(models: tuple[str, ...], done: str, choose: str) -> bool:
+    """Whether the models are the bundled ones.
+
+    Raises:
+        UsageError: Some are and some are not.
+    """
+    bundled = [name for name in models if name in BUNDLED_MODELS]
+    if bundled and len(bundled) < len(models):
+        raise UsageError(
+            f"'{bundled[0]}' and other models are {done} on different prompts",
+            f"run them apart, or {choose}",
+        )
+    return bool(bundled)
+
+
+def _ungrouped(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names with ``all`` and ``baselines`` replaced by what they stand for."""
+    return _unique(tuple(name for given in names for name in several(given) or (given,)))
+
+
+def _rows(
+    sections: list[MethodSection], chosen: tuple[str, ...] | None, bits: tuple[str, ...], seed: int
+) -> tuple[Row, ...]:
+    """The rows asked for: a chosen name takes its ``[[method]]`` entries, or stands for itself."""
+    if chosen is None:
+        if sections:
+            return tuple(row for section in sections for row in _variants(section, bits, seed))
+        chosen = DEFAULT_METHODS
+    rows: list[Row] = []
+    for name in _unique(chosen):
+        entries = [s for s in sections if name in (s.label, s.name)]
+        entries = entries or [MethodSection(name=name)]
+        rows += [row for section in entries for row in _variants(section, bits, seed)]
+    return tuple(row for i, row in enumerate(rows) if row not in rows[:i])
+
+
+def _variants(section: MethodSection, bits: tuple[str, ...], seed: int) -> list[Row]:
+    label = section.label or section.name.replace(":", ".")
+    if not label or any(c in "/\\" or c.isspace() for c in label) or label.startswith("."):
+        raise UsageError(f"label '{label}' cannot name a folder", "use no spaces and no slashes")
+    if section.calibration_seeds is not None:
+        if section.calibration_seed is not None:
+            raise UsageError(
+                f"[[method]] '{label}' has calibration_seed and calibration_seeds", "keep one"
+            )
+        seeds = [(f"{label}#{s}", s) for s in _unique(tuple(section.calibration_seeds))]
+    else:
+        one = section.calibration_seed
+        seeds = [(label, seed if one is None else one)]
+    options = tuple(sorted((k, _frozen(v)) for k, v in section.options.items()))
+    widths = _widths(tuple(section.bits)) if section.bits else bits
+    return [
+        Row(
+            method=MethodSpec(name=section.name, label=name, options=options, calibration_seed=s),
+            bits=widths,
+        )
+        for name, s in seeds
+    ]
+
+
+def _with_references(
+    rows: tuple[Row, ...], bits: tuple[str, ...], seed: int, baselines: tuple[str, ...]
+) -> tuple[Row, ...]:
+    """Put the reference first and the baselines that are not asked for by name after it."""
+    widths = tuple(dict.fromkeys([*bits, *(b for row in rows for b in row.bits)]))
+    given = {row.method.label: row for row in rows}
+    first = [given.get(name) or _plain(name, widths, seed) for name in (REFERENCE, *baselines)]
+    return (*first, *(row for row in rows if row not in first))
+
+
+def _plain(name: str, bits: tuple[str, ...], seed: int) -> Row:
+    return Row(method=MethodSpec(name=name, label=name, calibration_seed=seed), bits=bits)
+
+
+def _widths(bits: tuple[str, ...]) -> tuple[str, ...]:
+    return _unique(tuple(str(BitSpec.parse(text)) for text in bits))
+
+
+def _unique(values: tuple[_T, ...]) -> tuple[_T, ...]:
+    return tuple(dict.fromkeys(values))
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value

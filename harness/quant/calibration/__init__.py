@@ -1,0 +1,1 @@
+"""What a calibrated method is fitted on: samples, inputs of blocks, statistics."""

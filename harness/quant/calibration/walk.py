@@ -1,0 +1,219 @@
+"""Walking a denoiser block by block: the skeleton of every calibrated method.
+
+One block and one sample are in memory at a time; the samples lie on disk.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, overload
+
+import torch
+
+from harness.method import SIMULATED, QuantContext, QuantReport
+from harness.models.block_input import BlockInput
+from harness.quant.calibration.capture import branch_turns, each_first_block_input, run_block
+from harness.quant.calibration.spill import SpilledInputs
+from harness.quant.layers.apply import MODULATION, layer_reports
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from torch import nn
+
+    from harness.models.block_input import Sample
+    from harness.models.families.base import Family, InputGroup
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WalkedBlock:
+    """A block with what it is fitted on. The sequences read from disk at every access.
+
+    Attributes:
+        index: Place in the order of execution.
+        name: Qualified name.
+        block: The block; the consumer replaces its linears in place.
+        inputs: Its inputs in the full-precision model.
+        targets: Its outputs there.
+        given: ``inputs``, or what the quantized blocks before it deliver.
+    """
+
+    index: int
+    name: str
+    block: nn.Module
+    inputs: Sequence[BlockInput]
+    targets: Sequence[BlockInput]
+    given: Sequence[BlockInput]
+
+
+class Walk:
+    """Iterates over the blocks of a denoiser; the consumer quantizes each before asking for more.
+
+    Args:
+        transformer: The denoiser, all its blocks still in full precision.
+        ctx: Context of the method.
+        samples: (prompt, timestep) samples to calibrate on.
+        branches: Guidance branches of a sample: ``both``, ``alternate`` or ``cond``.
+        inputs: ``fp`` gives every block the inputs of the full-precision model; ``quantized`` adds
+            those that the quantized blocks before it deliver.
+        verb: What the progress line says is done to a block.
+        prepare: Called with a block and its full-precision inputs before its targets are computed;
+            may fold scales in the block, in place, which leaves its function as it was.
+    """
+
+    def __init__(
+        self,
+        transformer: nn.Module,
+        ctx: QuantContext,
+        samples: Sequence[Sample],
+        *,
+        branches: str = "alternate",
+        inputs: str = "fp",
+        verb: str = "quantizing",
+        prepare: Callable[[nn.Module, Sequence[BlockInput]], None] | None = None,
+    ) -> None:
+        if inputs not in ("fp", "quantized"):
+            raise ValueError(f"inputs is {inputs!r}, expected fp or quantized")
+        self._transformer = transformer
+        self._ctx = ctx
+        self._samples = list(samples)
+        self._rule = branches
+        self._separate = inputs == "quantized"
+        self._verb = verb
+        self._prepare = prepare
+        self._started = time.perf_counter()
+        self._branches = 0
+
+    def __iter__(self) -> Iterator[WalkedBlock]:
+        """Yield every block in order."""
+        with tempfile.TemporaryDirectory(prefix="harness-", dir=self._ctx.scratch) as folder:
+            yield from self._walk(Path(folder))
+
+    def _walk(self, folder: Path) -> Iterator[WalkedBlock]:
+        blocks = self._ctx.family.blocks(self._transformer)
+        inputs: Sequence[BlockInput] = self._spill(folder / "first", self._first())
+        self._branches = inputs[0].branches
+        given = inputs
+        for index, (name, block) in enumerate(blocks):
+            self._ctx.progress(index / len(blocks), f"{self._verb} {name}")
+            if self._prepare is not None:
+                self._prepare(block, inputs)
+            targets = self._spill(folder / f"{index}-targets", self._run(block, inputs))
+            yield WalkedBlock(
+                index=index, name=name, block=block, inputs=inputs, targets=targets, given=given
+            )
+            passed = targets
+            if self._separate:
+                passed = self._spill(folder / f"{index}-given", self._run(block, given))
+            spent = {id(used): used for used in (_spilled(inputs), _spilled(given))}
+            for used in spent.values():
+                used.clear()
+            advance = _Advanced(self._transformer, self._ctx.family, index, targets)
+            inputs = given = advance
+            if self._separate:
+                given = _Advanced(self._transformer, self._ctx.family, index, passed)
+
+    def _first(self) -> Iterator[BlockInput]:
+        turns: list[int | None] = []
+        family, pool = self._ctx.family, self._ctx.calibration
+        caught = each_first_block_input(self._transformer, family, pool, self._samples)
+        for i, given in enumerate(caught):
+            turns = turns or branch_turns(self._samples, given.branches, self._rule)
+            turn = turns[i]
+            yield given if turn is None else given.branch(turn)
+
+    def _run(self, block: nn.Module, inputs: Sequence[BlockInput]) -> Iterator[BlockInput]:
+        for given in inputs:
+            with torch.no_grad():
+                out = run_block(block, self._ctx.family, given)
+            yield given.with_streams(out)
+
+    def _spill(self, folder: Path, inputs: Iterable[BlockInput]) -> SpilledInputs:
+        folder.mkdir()
+        return SpilledInputs(folder, self._ctx.device).extend(inputs)
+
+    def report(
+        self,
+        *,
+        passes: int = 0,
+        steps: int = 0,
+        errors: Iterable[tuple[str, float]] = (),
+        notes: Sequence[str] = (),
+        curves: Mapping[str, list[float]] | None = None,
+        mixed: str = "",
+    ) -> QuantReport:
+        """Report of a method that walked all blocks.
+
+        Args:
+            passes: Passes of the samples through every block that the consumer added to the
+                walk's own (targets, and the quantized prefix where it is asked for).
+            steps: Training steps a block, one sample each.
+            errors: Relative output errors by qualified name of the linear.
+            notes: What a reader of the table must know.
+            curves: Named series.
+            mixed: Why widths differ from the nominal label.
+        """
+        pool = self._ctx.calibration
+        own = 1 + self._separate
+        spent = ((own + passes) * len(self._samples) + steps) * self._branches
+        return QuantReport(
+            execution=SIMULATED,
+            layers=layer_reports(self._transformer, errors),
+            calibration_clips=len(pool.prompts),
+            calibration_forwards=pool.forwards + spent,
+            calibration_samples=len(self._samples),
+            seconds=time.perf_counter() - self._started,
+            notes=tuple(notes),
+            curves=dict(curves or {}),
+            mixed=mixed,
+        )
+
+
+def block_groups(family: Family, block: nn.Module, modulation: str = "w") -> list[InputGroup]:
+    """Input groups of a block.
+
+    Args:
+        family: Facts.
+        block: The block.
+        modulation: ``w`` counts modulation linears in, ``fp`` leaves them out.
+
+    Raises:
+        ValueError: Another value of ``modulation``.
+    """
+    if modulation not in MODULATION:
+        raise ValueError(f"modulation is {modulation!r}, expected one of {MODULATION}")
+    return [g for g in family.groups(block) if modulation == "w" or not g.modulation]
+
+
+class _Advanced(Sequence[BlockInput]):
+    """Outputs of block ``index`` seen as the inputs of the next one."""
+
+    def __init__(
+        self, transformer: nn.Module, family: Family, index: int, outputs: SpilledInputs
+    ) -> None:
+        self.outputs = outputs
+        self._transformer, self._family, self._index = transformer, family, index
+
+    def __len__(self) -> int:
+        return len(self.outputs)
+
+    @overload
+    def __getitem__(self, index: int) -> BlockInput: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[BlockInput]: ...
+    def __getitem__(self, index: int | slice) -> BlockInput | Sequence[BlockInput]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        out = self.outputs[index]
+        return self._family.advance(self._transformer, self._index, out, out.streams)
+
+
+def _spilled(inputs: Sequence[BlockInput]) -> SpilledInputs:
+    found = inputs.outputs if isinstance(inputs, _Advanced) else inputs
+    if not isinstance(found, SpilledInputs):
+        raise TypeError(f"inputs are a {type(found).__name__}")
+    return found

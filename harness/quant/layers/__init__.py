@@ -1,0 +1,1 @@
+"""Quantized layers: grids, transforms, the quantized linear, its artifact."""

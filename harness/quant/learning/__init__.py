@@ -1,0 +1,1 @@
+"""Training transforms and clips of a block against full precision."""

@@ -1,0 +1,1 @@
+"""Run: the workers of a plan, and the folder that a run leaves."""

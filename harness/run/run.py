@@ -1,0 +1,98 @@
+"""A run: plan, start workers in order, have the clips judged, collect records."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from harness.plan.estimate import check_space, estimate
+from harness.plan.plan import make_plan
+from harness.plan.prepared import Prepared
+from harness.run.collect import Collector, timing_warnings
+from harness.run.executors.base import Executor
+from harness.run.executors.local import LocalExecutor
+from harness.run.folder import copy_out, describe_run
+from harness.run.schedule import Monitor, Work
+from harness.store.durable import probe_folder
+from harness.store.records import Run, write_run
+from harness.store.store import Store
+
+OUT = Path("runs")
+
+
+MakeExecutor = Callable[[Prepared, Store], Executor]
+
+
+def prepare(experiment: Any, store: Store) -> Prepared:
+    """Plan an experiment; writes nothing but remembered facts about methods.
+
+    Raises:
+        HarnessError: The experiment cannot be run.
+    """
+    plan = make_plan(experiment, store)
+    folder = (experiment.out or OUT / plan.run).absolute()
+    return Prepared(plan=plan, guess=estimate(plan, store), folder=folder)
+
+
+def preflight(prepared: Prepared, store: Store) -> None:
+    """Prove that the results can be written, before anything is computed.
+
+    Raises:
+        InfraError: A folder cannot be written or the disk is too full.
+    """
+    probe_folder(prepared.folder, "choose another folder with --out")
+    store.probe()
+    check_space(prepared.plan, prepared.guess, store, prepared.folder)
+    for leftover in store.stale():
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def local_executor(prepared: Prepared, store: Store) -> Executor:
+    """Workers on this machine."""
+    return LocalExecutor(
+        store=store.root,
+        device=prepared.plan.device.id,
+        timeout_s=prepared.plan.experiment.execution.timeout_s,
+        folder=prepared.folder / "jobs",
+    )
+
+
+def execute(
+    prepared: Prepared,
+    store: Store,
+    monitor: Monitor,
+    command: list[str],
+    make_executor: MakeExecutor = local_executor,
+) -> Run:
+    """Make what is missing and write the run folder.
+
+    Raises:
+        InfraError: The disk is full; everything published so far is kept.
+        KeyboardInterrupt: Somebody stopped it; everything published so far is kept.
+    """
+    executor = make_executor(prepared, store)
+    work = Work(prepared=prepared, store=store, monitor=monitor, executor=executor, command=command)
+    try:
+        endings = work.make_cells()
+        troubles, lost = work.judge(endings)
+        measures, failures = work.measure(endings)
+    finally:
+        executor.stop()
+    collector = Collector(plan=prepared.plan, store=store, measures=measures, troubles=troubles)
+    run = describe_run(
+        prepared.plan,
+        store,
+        folder=prepared.folder,
+        endings=endings,
+        records=[record for cell in prepared.plan.cells for record in collector.records(cell)],
+        failures=[*lost, *failures],
+        warnings=timing_warnings(store, measures),
+        remarks=collector.cautions(),
+        judges=() if work.docket is None else work.docket.counts,
+        command=command,
+    )
+    write_run(run)
+    copy_out(prepared.plan, store, prepared.folder)
+    return run

@@ -1,0 +1,232 @@
+"""The work of a run: its tasks, started when what they wait for has ended."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from harness.errors import InfraError
+from harness.plan.plan import measure_task
+from harness.run.collect import Collector, Ending
+from harness.run.executors.base import Ended, Event, Executor
+from harness.run.folder import UNFINISHED, describe_run, standing_of
+from harness.score.vbench_stage import TASK, Docket, judge_tasks
+from harness.spec import Record, Status
+from harness.store.durable import DISK_FULL
+from harness.store.provenance import cores
+from harness.store.records import write_run
+
+if TYPE_CHECKING:
+    from harness.plan.cells import PlannedCell
+    from harness.plan.prepared import Prepared
+    from harness.store.store import Store
+    from harness.task import Task
+
+POLL_S = 0.2
+
+
+class Monitor(Protocol):
+    """Somebody who watches a run."""
+
+    def started(self, task: str) -> None:
+        """A worker was started."""
+
+    def event(self, event: Event) -> None:
+        """A worker said something."""
+
+    def ended(self, ended: Ended) -> None:
+        """A worker ended."""
+
+    def warning(self, text: str) -> None:
+        """Something the user must see, that does not stop the run."""
+
+
+@dataclass(kw_only=True)
+class Work:
+    """The tasks of a run and how far they are."""
+
+    prepared: Prepared
+    store: Store
+    monitor: Monitor
+    executor: Executor
+    command: list[str]
+    endings: dict[str, Ended] = field(default_factory=dict)
+    running: set[str] = field(default_factory=set)
+    collected: dict[str, list[Record]] = field(default_factory=dict)
+    docket: Docket | None = None
+    heard: dict[str, float] = field(default_factory=dict)
+
+    def make_cells(self) -> dict[str, Ending]:
+        """Run pools and cells, each when what it waits for has ended."""
+        plan = self.prepared.plan
+        waiting: dict[str, tuple[Task, set[str]]] = {
+            name: (pool, set()) for name, pool in plan.pools.items()
+        }
+        todo = {c.cell.id: c for c in plan.cells if not c.done}
+        for name, cell in todo.items():
+            needs = {cell.pool} if cell.needs_quantizing else set()
+            needs |= {cell.waits_for}
+            waiting[name] = (cell.task, {n for n in needs if n in plan.pools or n in todo})
+        if todo:
+            self._leave_standing()
+        while waiting or self.running:
+            self._start_ready(waiting, todo)
+            self._poll()
+        return {c.cell.id: self._ending(c) for c in plan.cells}
+
+    def _start_ready(
+        self, waiting: dict[str, tuple[Task, set[str]]], todo: dict[str, PlannedCell]
+    ) -> None:
+        plan = self.prepared.plan
+        ready = [n for n, (_, needs) in waiting.items() if needs <= self.endings.keys()]
+        # The longest first: then the last worker to end is a short one.
+        ready.sort(key=lambda n: (n in todo and bool(todo[n].waits_for), -self._work_s(n)))
+        for name in ready:
+            if len(self.running) >= plan.jobs:
+                return
+            task, _ = waiting.pop(name)
+            broken = self.endings.get(todo[name].pool) if name in todo else None
+            if broken is not None and broken.status is not Status.OK:
+                self._give_up(name, broken)
+                continue
+            self._start(task, plan.experiment.execution.threads)
+
+    def _work_s(self, name: str) -> float:
+        return self.prepared.guess.work_s.get(name, 0.0)
+
+    def _give_up(self, name: str, broken: Ended) -> None:
+        ended = Ended(
+            task=name,
+            status=broken.status,
+            detail=f"recording the calibration failed: {broken.detail}",
+            disk_full=False,
+            log=broken.log,
+            seconds=0.0,
+        )
+        self.endings[name] = ended
+        self.monitor.ended(ended)
+
+    def _start(self, task: Task, threads: int) -> None:
+        log = self.prepared.folder / "logs" / f"{task.id}.log"
+        self.executor.start(task, log=log, threads=threads)
+        self.running.add(task.id)
+        self.heard[task.id] = time.monotonic()
+        self.monitor.started(task.id)
+
+    def _poll(self) -> None:
+        for found in self.executor.poll(POLL_S):
+            if isinstance(found, Event):
+                self._hear(found)
+                self.monitor.event(found)
+                continue
+            self.running.discard(found.task)
+            self.endings[found.task] = found
+            self.monitor.ended(found)
+            if found.task in self._cells:
+                self._leave_standing()
+            if found.disk_full:
+                raise _disk_full(found.task, found.detail)
+
+    def _hear(self, event: Event) -> None:
+        """Keep what a judge said; its time since the value before is what the value took."""
+        if self.docket is None or not event.task.startswith(TASK) or event.name == "progress":
+            return
+        now = time.monotonic()
+        seconds, self.heard[event.task] = now - self.heard[event.task], now
+        try:
+            self.docket.heard(event.name, event.facts, seconds=seconds)
+        except OSError as cause:
+            if cause.errno in DISK_FULL:
+                raise _disk_full(event.task, str(cause)) from cause
+            raise
+
+    def judge(self, endings: dict[str, Ending]) -> tuple[dict[str, tuple[Status, str]], list[str]]:
+        """Have the clips judged that lack scores; a judge that dies costs its values only.
+
+        A row that failed is not judged: its place in the table says that it failed.
+
+        Returns:
+            Status and reason of values that could not be made, by score key, and the failures.
+        """
+        plan = self.prepared.plan
+        broken = [f"{n}: {why}" for n, (s, why) in plan.judging.lost.items() if s is Status.ERROR]
+        whole = [c for c in plan.cells if endings[c.cell.id].status is Status.OK]
+        missing = plan.judging.missing(self.store, whole)
+        if plan.judging.bench is None or not missing:
+            return {}, broken
+        self.docket = Docket(bench=plan.judging.bench, store=self.store)
+        scratch = self.store.scratch("judge")
+        try:
+            waiting = judge_tasks(self.docket, missing, shards=plan.judges, scratch=scratch)
+            tasks = [task.id for task in waiting]
+            while waiting or self.running:
+                while waiting and len(self.running) < plan.judges:
+                    self._start(waiting.pop(0), plan.experiment.execution.threads)
+                self._poll()
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        troubles, failures = self.docket.close({task: self.endings[task] for task in tasks})
+        return troubles, [*broken, *failures]
+
+    @property
+    def _cells(self) -> set[str]:
+        return {c.cell.id for c in self.prepared.plan.cells}
+
+    def _ending(self, cell: PlannedCell) -> Ending:
+        ended = self.endings.get(cell.cell.id)
+        if ended is None:
+            return standing_of(cell)
+        return Ending(status=ended.status, detail=ended.detail)
+
+    def _leave_standing(self) -> None:
+        """Write the run folder as it stands, so that a long run can be read before its end."""
+        endings = {c.cell.id: self._ending(c) for c in self.prepared.plan.cells}
+        collector = Collector(plan=self.prepared.plan, store=self.store, measures={})
+        for cell in self.prepared.plan.cells:
+            if cell.cell.id not in self.collected and endings[cell.cell.id].status is Status.OK:
+                self.collected[cell.cell.id] = list(collector.records(cell))
+        records = [r for found in self.collected.values() for r in found]
+        write_run(
+            describe_run(
+                self.prepared.plan,
+                self.store,
+                folder=self.prepared.folder,
+                endings=endings,
+                records=records,
+                warnings=[UNFINISHED],
+                command=self.command,
+            )
+        )
+
+    def measure(self, endings: dict[str, Ending]) -> tuple[dict[str, str], list[str]]:
+        """Time the rows that ended well; returns the measured sets by model, and failures."""
+        plan = self.prepared.plan
+        measures: dict[str, str] = {}
+        failures: list[str] = []
+        if not plan.experiment.execution.measure:
+            return measures, failures
+        finished = {name for name, ending in endings.items() if ending.status is Status.OK}
+        for model in plan.models:
+            task = measure_task(plan, model, finished)
+            if task is None:
+                continue
+            if self.store.find("measure", task.measure.key) is None:
+                self._start(task, cores())
+                while self.running:
+                    self._poll()
+                ended = self.endings[task.id]
+                if ended.status is not Status.OK:
+                    failures.append(f"measuring {model.name}: {ended.status}: {ended.detail}")
+                    continue
+            measures[model.name] = task.measure.key
+        return measures, failures
+
+
+def _disk_full(task: str, detail: str) -> InfraError:
+    return InfraError(
+        f"the disk is full: '{task}' could not write ({detail})",
+        "free space (`harness gc`); every published clip is kept, the same command goes on from "
+        "there",
+    )

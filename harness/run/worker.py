@@ -1,0 +1,260 @@
+"""The worker: ``python -P -m harness.run.worker job.json``.
+
+JSON in, files out, events on stdout, an exit code. Events are JSON lines: ``progress`` (stage,
+fraction, text), ``clip`` (seconds), ``stage`` (stage, seconds), and at the end ``done`` or
+``failed`` (status, detail, disk_full). All that libraries print goes to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from harness.errors import HarnessError, UnsupportedError
+from harness.spec import Status
+from harness.store.durable import DISK_FULL
+from harness.store.lifeline import die_with
+from harness.store.store import Store
+from harness.task import CellTask, Job, MeasureTask, PoolTask
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from diffusers import DiffusionPipeline
+
+    from harness.store.store import Entry
+    from harness.task import ClipTask
+
+PROGRESS_INTERVAL_S = 0.2
+
+
+@dataclass(kw_only=True)
+class Events:
+    """The line to the run."""
+
+    out: IO[str]
+    last: float = 0.0
+
+    def send(self, event: str, **facts: Any) -> None:
+        """Write one event."""
+        self.out.write(json.dumps({"event": event, **facts}) + "\n")
+        self.out.flush()
+
+    def progress(self, stage: str) -> Callable[[float, str], None]:
+        """A progress function for one stage; it writes a few lines a second at most."""
+
+        def report(fraction: float, text: str) -> None:
+            if fraction >= 1 or time.monotonic() - self.last >= PROGRESS_INTERVAL_S:
+                self.last = time.monotonic()
+                self.send("progress", stage=stage, fraction=round(float(fraction), 4), text=text)
+
+        return report
+
+
+def run_job(job: Job, events: Events) -> None:
+    """Do one task."""
+    _prepare_torch(job)
+    store = Store(job.store)
+    if isinstance(job.task, PoolTask):
+        _pool(job.task, job, store, events)
+    elif isinstance(job.task, CellTask):
+        _Cell(task=job.task, job=job, store=store, events=events).run()
+    elif isinstance(job.task, MeasureTask):
+        _measure(job.task, job, store, events)
+    else:
+        raise TypeError("clips are judged by the worker of the scoring environment")
+
+
+def _prepare_torch(job: Job) -> None:
+    import torch
+
+    torch.set_num_threads(job.threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    if job.device != "cpu" and not torch.cuda.is_available():
+        raise HarnessError(
+            f"device '{job.device}' was found by the driver but torch cannot use it",
+            "install a torch build with CUDA, or choose --device cpu",
+        )
+
+
+def _pool(task: PoolTask, job: Job, store: Store, events: Events) -> None:
+    from harness.models.load import load_pipeline
+    from harness.models.trajectories import record_pool
+
+    if store.find("pool", task.pool.key) is not None:
+        return
+    pipeline = load_pipeline(task.model, device=job.device, dtype=task.gen.dtype)
+    with store.build("pool", task.pool.key, task.pool.inputs, {"label": task.model.name}) as folder:
+        record_pool(
+            pipeline,
+            task.prompts,
+            task.gen,
+            seed=task.seed,
+            folder=folder,
+            progress=events.progress("record"),
+        )
+
+
+def _measure(task: MeasureTask, job: Job, store: Store, events: Events) -> None:
+    from harness.measure.measure import measure
+
+    if store.find("measure", task.measure.key) is None:
+        measure(task, store, job.device, events.progress("measure"))
+
+
+@dataclass(kw_only=True)
+class _Cell:
+    """One row, from quantization to scores."""
+
+    task: CellTask
+    job: Job
+    store: Store
+    events: Events
+
+    def run(self) -> None:
+        artifact = self._quantize()
+        self._generate(artifact)
+        self._score()
+
+    def _load(self) -> DiffusionPipeline:
+        from harness.models.load import load_pipeline
+
+        return load_pipeline(self.task.model, device=self.job.device, dtype=self.task.gen.dtype)
+
+    def _quantize(self) -> Entry | None:
+        """Find the artifact or make it; it is verified before it is published."""
+        task, wanted = self.task, self.task.artifact
+        if wanted is None:
+            return None
+        if (found := self.store.find("artifact", wanted.key)) is not None:
+            return found
+        pool = self.store.find("pool", task.pool) if task.pool else None
+        if task.pool and pool is None:
+            raise HarnessError("the recorded calibration is gone", "run the same command again")
+        from harness.artifact.quantize import quantize
+        from harness.artifact.verify import verify
+        from harness.bits import BitSpec
+        from harness.plan.registry import load_method
+
+        method, bits = load_method(task.method.name), BitSpec.parse(task.bits)
+        started = time.monotonic()
+        about = {"label": task.method.label, "model": _about(task), "bits": task.bits}
+        with self.store.build("artifact", wanted.key, wanted.inputs, about) as folder:
+            quantize(
+                self._load(),
+                method,
+                bits=bits,
+                options=dict(task.method.options),
+                family=task.model.family,
+                gen=task.gen,
+                pool=None if pool is None else pool.folder,
+                seed=task.method.calibration_seed,
+                out=folder,
+                progress=self.events.progress("quantize"),
+            )
+            self.events.progress("verify")(0.0, "verifying the artifact")
+            verify(self._load(), folder, family=task.model.family, bits=bits, fresh=True)
+        self.events.send("stage", stage="quantize", seconds=time.monotonic() - started)
+        return self.store.find("artifact", wanted.key)
+
+    def _generate(self, artifact: Entry | None) -> None:
+        """Make the clips that the store lacks, from the artifact as it lies on the disk."""
+        from harness.generate.generate import generate
+
+        missing = [c for c in self.task.clips if self.store.find("clip", c.clip.key) is None]
+        if not missing:
+            return
+        pipeline = self._load()
+        if artifact is not None:
+            from harness.quant.layers.artifact import load_artifact_
+
+            load_artifact_(pipeline.transformer, artifact.folder)
+        done = len(self.task.clips) - len(missing)
+        report = self.events.progress("generate")
+        for i, wanted in enumerate(missing):
+            report((done + i) / len(self.task.clips), f"clip {done + i + 1}")
+            # Another run may have made it meanwhile.
+            if self.store.find("clip", wanted.clip.key) is None:
+                label = f"{self.task.id}/{wanted.prompt.id}-s{wanted.seed}"
+                seconds = generate(pipeline, wanted, self.task.gen, self.store, label=label)
+                self.events.send("clip", seconds=seconds)
+
+    def _score(self) -> None:
+        report = self.events.progress("score")
+        for i, wanted in enumerate(self.task.clips):
+            report(i / len(self.task.clips), f"clip {i + 1}")
+            self._score_clip(wanted)
+
+    def _score_clip(self, wanted: ClipTask) -> None:
+        from harness.score.scorers import SCORERS, score_clip
+
+        clip = self.store.find("clip", wanted.clip.key)
+        if clip is None:
+            raise HarnessError("a clip vanished while it was scored", "run the same command again")
+        reference = self.store.find("clip", wanted.reference) if wanted.reference else None
+        for scorer in (SCORERS[name] for name in self.task.scorers):
+            # Without its reference a paired value cannot be made; the run reports it as missing.
+            if not scorer.paired or reference is not None:
+                score_clip(self.store, scorer, wanted.prompt, clip, reference)
+
+
+def _about(task: CellTask) -> dict[str, str]:
+    return {"name": task.model.name, "repo": task.model.repo}
+
+
+def failure(error: BaseException) -> dict[str, Any]:
+    """What an exception means for the row, in one line."""
+    if isinstance(error, HarnessError):
+        unsupported = isinstance(error, UnsupportedError)
+        status = Status.UNSUPPORTED if unsupported else Status.ERROR
+        return {"status": status, "detail": error.message, "hint": error.hint}
+    lines = str(error).strip().splitlines()
+    detail = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    if is_disk_full(error):
+        return {"status": Status.ERROR, "detail": detail, "disk_full": True}
+    if isinstance(error, MemoryError) or _is_torch_oom(error):
+        return {"status": Status.OOM, "detail": detail}
+    return {"status": Status.ERROR, "detail": detail}
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether the cause is a full disk or an exhausted quota; safetensors says so only in words."""
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return True
+    return "No space left on device" in str(error)
+
+
+def _is_torch_oom(error: BaseException) -> bool:
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(error, RuntimeError):
+        return False
+    # The CPU allocator has no exception class of its own.
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the job in the named file; returns the exit code."""
+    # Whatever a library prints must not land between the events.
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    events = Events(out=out)
+    job = Job.from_json(Path(arguments[0]).read_text(encoding="utf-8"))
+    die_with(job.parent)
+    try:
+        run_job(job, events)
+    except Exception as error:
+        traceback.print_exc()
+        events.send("failed", **failure(error))
+        return 1
+    events.send("done")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

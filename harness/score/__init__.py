@@ -1,0 +1,1 @@
+"""Score: what is judged of a clip, each metric by one scorer."""

@@ -1,1 +1,0 @@
-"""The stages of the line: each reads files and writes files."""

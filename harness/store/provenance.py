@@ -1,0 +1,169 @@
+"""Where numbers come from: the cohort that paired values must share, and what else one may ask.
+
+Versions are read from installed metadata and devices from the system, so that planning needs no
+torch.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import UsageError
+from harness.store.store import now
+
+if TYPE_CHECKING:
+    from harness.spec import GenSpec
+
+DISTRIBUTION = "vdit-quant-harness"
+DETERMINISM = "deterministic algorithms, warn only"
+PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "numpy",
+    "scipy",
+    "torchmetrics",
+    "av",
+    "safetensors",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Device:
+    """What computes.
+
+    Attributes:
+        id: ``cpu``, ``cuda``, ``cuda:1``: what torch is told.
+        name: ``NVIDIA H100 80GB HBM3``: what the cohort says.
+    """
+
+    id: str
+    name: str
+
+
+def package_version(name: str) -> str:
+    """Version of an installed package, empty when it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def find_device(wanted: str | None) -> Device:
+    """Resolve the device by the system's own lists.
+
+    Args:
+        wanted: ``cpu``, ``cuda`` or ``cuda:<index>``; None for a CUDA device where there is one.
+
+    Raises:
+        UsageError: The name cannot be read or there is no such device.
+    """
+    gpus = cuda_names()
+    if wanted is None:
+        wanted = "cuda" if gpus else "cpu"
+    kind, _, index = wanted.partition(":")
+    if wanted == "cpu":
+        return Device(id="cpu", name=cpu_name())
+    if kind != "cuda" or (index and not index.isdigit()):
+        raise UsageError(f"device '{wanted}' is unknown", "known: cpu, cuda, cuda:<index>")
+    if int(index or 0) >= len(gpus):
+        raise UsageError(
+            f"device '{wanted}' is not there: {len(gpus)} CUDA devices can be used",
+            "choose --device cpu, or see `harness doctor`",
+        )
+    return Device(id=wanted, name=gpus[int(index or 0)])
+
+
+@cache
+def cuda_names() -> tuple[str, ...]:
+    """Names of the CUDA devices that the installed torch can use; asks the driver, not torch."""
+    if package_version("torch").endswith("+cpu") or os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return ()
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:  # no driver: a machine without a GPU
+        return ()
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        return tuple(str(pynvml.nvmlDeviceGetName(handle)) for handle in handles)
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def cpu_name() -> str:
+    """Name of the processor."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cohort(device: Device, gen: GenSpec, threads: int) -> dict[str, Any]:
+    """What two clips must share to be compared frame by frame."""
+    return {
+        "device": device.name,
+        "torch": package_version("torch"),
+        "diffusers": package_version("diffusers"),
+        "transformers": package_version("transformers"),
+        "dtype": gen.dtype,
+        "attention": "default",
+        "compile": "off",
+        "determinism": DETERMINISM,
+        "threads": threads,
+    }
+
+
+def provenance(command: list[str]) -> dict[str, Any]:
+    """What made a run: versions, commit, machine, command line, time."""
+    return {
+        "harness": package_version(DISTRIBUTION),
+        "commit": _commit(),
+        "python": sys.version.split()[0],
+        "packages": {name: package_version(name) for name in PACKAGES},
+        "machine": {
+            "system": platform.platform(),
+            "cpu": cpu_name(),
+            "cores": cores(),
+            "gpus": list(cuda_names()),
+        },
+        "command": command,
+        "at": now(),
+    }
+
+
+def _commit() -> str:
+    """Commit of the source tree, ``+`` appended when files differ; empty when installed."""
+    tree = Path(__file__).resolve().parents[2]
+    if not (tree / ".git").exists():
+        return ""
+
+    def git(*arguments: str) -> str:
+        found = subprocess.run(
+            ["git", "-C", str(tree), *arguments], capture_output=True, text=True, check=False
+        )
+        return found.stdout.strip() if found.returncode == 0 else ""
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        return commit + ("+" if commit and git("status", "--porcelain", "-uno") else "")
+    except FileNotFoundError:  # no git on this machine
+        return ""

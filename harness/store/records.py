@@ -1,0 +1,143 @@
+"""Records on disk: what a run leaves behind and what every table, comparison and gate reads.
+
+A run folder holds ``run.json`` (identity, cells, provenance) and ``records.jsonl`` (one value a
+line).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import HarnessError
+from harness.spec import Record, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+RUN_FILE = "run.json"
+RECORDS_FILE = "records.jsonl"
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CellOutcome:
+    """A row of the table with how it ended.
+
+    Attributes:
+        id: ``Cell.id``.
+        method: Registered method name.
+        label: What the table prints.
+        bits: Nominal widths, ``fp`` for unquantized rows.
+        unquantized: Whether this is a reference row (``fp``, ``control``).
+        detail: Reason for a status other than ``ok``.
+        execution: ``simulated``, ``kernel:<name>`` or ``dequantize:<library>``; empty for reference
+            rows.
+        report: The method's ``QuantReport`` as a dict, None for reference and failed rows.
+        artifact: Folder of the quantized model in the store; empty for reference and failed rows.
+    """
+
+    id: str
+    model: str
+    method: str
+    label: str
+    bits: str
+    suite: str
+    status: Status
+    detail: str = ""
+    unquantized: bool = False
+    execution: str = ""
+    report: dict[str, Any] | None = None
+    artifact: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """A finished or interrupted run as read from its folder.
+
+    Attributes:
+        id: Digest prefix of the experiment; the same command gives the same id.
+        folder: Where it lies.
+        experiment: The resolved experiment, every default filled in.
+        suites: By name: version, digest, role, number of prompts used.
+        cohort: What paired metrics must share: device, torch, diffusers, dtype, threads...
+        provenance: Versions, git commit, machine, command line, time.
+        cells: In table order.
+        records: All values.
+    """
+
+    id: str
+    folder: Path
+    experiment: dict[str, Any]
+    suites: dict[str, Any]
+    cohort: dict[str, Any]
+    provenance: dict[str, Any]
+    cells: tuple[CellOutcome, ...]
+    records: tuple[Record, ...]
+
+
+def write_run(run: Run) -> None:
+    """Write ``run.json`` and ``records.jsonl``, each replaced in one step."""
+    from harness.store.durable import replace_file
+
+    head = {
+        "schema": SCHEMA,
+        "run": run.id,
+        "experiment": run.experiment,
+        "suites": run.suites,
+        "cohort": run.cohort,
+        "provenance": run.provenance,
+        "cells": [dataclasses.asdict(cell) for cell in run.cells],
+    }
+    replace_file(run.folder / RUN_FILE, json.dumps(head, indent=1, sort_keys=True) + "\n")
+    replace_file(run.folder / RECORDS_FILE, "".join(f"{line}\n" for line in dump(run.records)))
+
+
+def dump(records: Iterable[Record]) -> list[str]:
+    """One JSON line for each record."""
+    return [json.dumps(dataclasses.asdict(r), sort_keys=True, allow_nan=False) for r in records]
+
+
+def parse(lines: Sequence[str]) -> list[Record]:
+    """Read records back from JSON lines."""
+    fields = {f.name for f in dataclasses.fields(Record)}
+    rows: list[dict[str, Any]] = [json.loads(line) for line in lines if line.strip()]
+    for row in rows:
+        row["status"] = Status(row["status"])
+    return [Record(**{k: v for k, v in row.items() if k in fields}) for row in rows]
+
+
+def load_run(folder: Path) -> Run:
+    """Read a run folder.
+
+    Raises:
+        HarnessError: The folder is not a run or was written by another schema.
+    """
+    try:
+        head = json.loads((folder / RUN_FILE).read_text())
+    except (OSError, ValueError) as cause:
+        raise HarnessError(
+            f"'{folder}' is not a run folder ({cause.__class__.__name__})",
+            f"give a folder that holds {RUN_FILE}; `harness run` prints it in its last line",
+        ) from cause
+    if head.get("schema") != SCHEMA:
+        raise HarnessError(
+            f"run '{folder}' has schema {head.get('schema')}, this version reads {SCHEMA}",
+            "run it again with this version; the store keeps what is still valid",
+        )
+    path = folder / RECORDS_FILE
+    return Run(
+        id=head["run"],
+        folder=folder,
+        experiment=head["experiment"],
+        suites=head["suites"],
+        cohort=head["cohort"],
+        provenance=head["provenance"],
+        cells=tuple(
+            CellOutcome(**{**cell, "status": Status(cell["status"])}) for cell in head["cells"]
+        ),
+        records=tuple(parse(path.read_text().splitlines()) if path.exists() else ()),
+    )
