@@ -5,6 +5,8 @@ from __future__ import annotations
 from harness.bits import IDENTITY_WIDTH, BitSpec
 from harness.errors import HarnessError, UnsupportedError
 from harness.method import (
+    SAME_BUDGET,
+    SAME_TARGETS,
     SIMULATED,
     Deviation,
     LayerReport,
@@ -32,6 +34,8 @@ from harness.options import (
 
 __all__ = [
     "IDENTITY_WIDTH",
+    "SAME_BUDGET",
+    "SAME_TARGETS",
     "SIMULATED",
     "Amount",
     "BitSpec",

@@ -49,6 +49,24 @@ class Deviation:
     why: str
 
 
+SAME_TARGETS = Deviation(
+    kind="adaptation",
+    what="every linear inside the blocks is quantized; modulation linears keep 16-bit activations and "
+    "have no input transform; linears outside the blocks and attention products stay in high "
+    "precision",
+    why="the same target set for every method",
+)
+"""What a method differs in from its paper for being compared with others on the same layers."""
+
+SAME_BUDGET = Deviation(
+    kind="adaptation",
+    what="calibrated on 40 (prompt, timestep) samples: 10 equally spaced timesteps x 4 prompts, one "
+    "guidance branch each, in turn within a timestep, text and video tokens alike",
+    why="the same calibration budget for every method",
+)
+"""What a method differs in from its paper for being fitted on what the others are fitted on."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reproduction:
     """Where a method comes from and how far this implementation can be held against it.
