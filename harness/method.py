@@ -51,8 +51,8 @@ class Deviation:
 
 SAME_TARGETS = Deviation(
     kind="adaptation",
-    what="every linear inside the blocks is quantized; modulation linears keep 16-bit activations and "
-    "have no input transform; linears outside the blocks and attention products stay in high "
+    what="every linear inside the blocks is quantized; modulation linears keep 16-bit activations "
+    "and have no input transform; linears outside the blocks and attention products stay in high "
     "precision",
     why="the same target set for every method",
 )
@@ -60,8 +60,8 @@ SAME_TARGETS = Deviation(
 
 SAME_BUDGET = Deviation(
     kind="adaptation",
-    what="calibrated on 40 (prompt, timestep) samples: 10 equally spaced timesteps x 4 prompts, one "
-    "guidance branch each, in turn within a timestep, text and video tokens alike",
+    what="calibrated on 40 (prompt, timestep) samples: 10 equally spaced timesteps x 4 prompts, "
+    "one guidance branch each, in turn within a timestep, text and video tokens alike",
     why="the same calibration budget for every method",
 )
 """What a method differs in from its paper for being fitted on what the others are fitted on."""
