@@ -60,9 +60,9 @@ if TYPE_CHECKING:
 ALPHAS = tuple(n / 20 for n in range(20))  # AWQ's released code, auto_scale: a grid of 20
 SHRINKS = tuple(1 - n / 20 for n in range(10))  # AWQ's released code, auto_clip: 1, 0.95, ... 0.55
 LOWEST = 1e-4  # AWQ's released code: smallest mean|X|^alpha
-UNCLIPPED = ("to_q", "to_k", "add_q_proj", "add_k_proj")
-"""Query and key projections: the released code does not clip them, since their product, not
-either of them, decides the attention."""
+UNCLIPPED = ("query", "key")
+"""Projections that the released code does not clip, since their product, not either of them,
+decides the attention."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -211,7 +211,7 @@ def _quantize_block_(
             if group.name in scales:
                 inverse = 1 / scales[group.name].double()
                 hessian = hessian * inverse[:, None] * inverse
-            clipped = options.clip and not name.endswith(UNCLIPPED)
+            clipped = options.clip and group.purpose(name) not in UNCLIPPED
             spec = _spec(linear.in_features, ctx)
             rounded = round_clipped(linear, spec, hessian if clipped else None, transforms)
             if ctx.bits.w < IDENTITY_WIDTH:

@@ -86,7 +86,7 @@ def frame_layouts(
     def see_block(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         text.append(_text_tokens(family, named_arguments(block, args, kwargs)))
 
-    seen = [n for n, g in targets.items() if not (g.modulation or _reads_text(n, g))]
+    seen = [n for n, g in targets.items() if not g.modulation and g.stream_of(n) != "text"]
     handle = first.register_forward_pre_hook(see_block, with_kwargs=True, prepend=True)
     try:
         with observing(denoiser, seen, see):
@@ -104,12 +104,6 @@ def frame_layouts(
         for name, shape in shapes.items()
     }
     return {name: layout for name, layout in found.items() if layout is not None}
-
-
-def _reads_text(name: str, group: InputGroup) -> bool:
-    """Whether a linear reads text tokens alone."""
-    others = group.linears[1:] if group.split else ()
-    return "text" in group.name or any(name.endswith(f".{other}") for other in others)
 
 
 def _text_tokens(family: Family, arguments: Mapping[str, Any]) -> int:

@@ -33,7 +33,7 @@ from harness.api import (
     Reproduction,
     Unsupported,
 )
-from harness.models.families.base import linear_at
+from harness.models.families.base import FEED_FORWARD, linear_at
 from harness.quant.calibration.capture import BRANCHES, observing
 from harness.quant.calibration.salience import shortage
 from harness.quant.calibration.samples import uniform_samples
@@ -58,7 +58,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from harness.models.block_input import BlockInput, Sample
-    from harness.models.families.base import InputGroup
 
 PAPER_BATCH = 4  # Q-VDiT, implementation details
 BY_PAPER = -1
@@ -282,11 +281,6 @@ def temporal_loss(quantized: Tensor, exact: Tensor) -> Tensor:
     )
 
 
-def is_feed_forward(group: InputGroup, linear: str) -> bool:
-    """Whether a linear belongs to the feed-forward network."""
-    return "ff_" in group.name or linear == "proj_mlp"
-
-
 class _Run:
     """One quantization: what the steps of the paper share."""
 
@@ -339,10 +333,15 @@ class _Run:
         return paper / self.iterations
 
     def widths(self, name: str) -> BitSpec:
-        """Widths of a linear: the nominal ones, or those of the feed-forward network."""
+        """Widths of a linear: the nominal ones, or those of the feed-forward network.
+
+        A linear that is attention output and second feed-forward linear in one (HunyuanVideo's
+        single blocks) counts as the latter: it has one width, and ``ff_bits`` promises its own to
+        the whole feed-forward.
+        """
         nominal, group = self.ctx.bits, self.targets[name]
         raised = self.options.ff_bits
-        if not raised or not is_feed_forward(group, name.rpartition(".")[2]):
+        if not raised or group.purpose(name) not in FEED_FORWARD:
             return nominal
         return BitSpec(w=max(nominal.w, raised), a=max(nominal.a, raised))
 

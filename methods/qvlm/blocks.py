@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from harness.models.block_input import Sample
-    from harness.models.families.base import Family, InputGroup
+    from harness.models.families.base import Family, InputGroup, Role
 
 LEVELS = 16  # M, number of codes: those of 4 bits, at every width of the row
 LONGEST = 3  # Q-VLM: longer blocks bring little
@@ -27,8 +27,15 @@ EXHAUSTIVE = 5**LONGEST
 SWEEPS = 2
 TOKENS, CHANNELS = 4096, 256
 """Tokens and channels of a tensor that dependency and objective are measured on."""
-HEADS = ("attn_in", "attn_out", "cross_q_in", "ff_in")
-"""Input groups that begin a node; any other follows the one before it."""
+HEADS: tuple[Role, ...] = (
+    "attention_in",
+    "attention_feed_forward_in",
+    "attention_out",
+    "cross_attention_query",
+    "feed_forward_in",
+)
+"""Inputs of the residual width. Those that hold video tokens begin a node; any other input, and
+those of a text stream of its own, follow the node before them."""
 
 
 def conditional_entropy(first: Tensor, second: Tensor, levels: int = LEVELS) -> float:
@@ -134,6 +141,11 @@ class Node(NamedTuple):
     groups: tuple[InputGroup, ...]
 
 
+def begins_node(group: InputGroup) -> bool:
+    """Whether a node begins at an input."""
+    return group.role in HEADS and group.stream != "text"
+
+
 def nodes_of(family: Family, transformer: nn.Module) -> list[Node]:
     """All nodes in execution order."""
     found: list[Node] = []
@@ -141,7 +153,7 @@ def nodes_of(family: Family, transformer: nn.Module) -> list[Node]:
         for group in family.groups(block):
             if group.modulation:
                 continue
-            if group.name in HEADS:
+            if begins_node(group):
                 found.append(Node(index, group.linears[0], (group,)))
             else:
                 found[-1] = found[-1]._replace(groups=(*found[-1].groups, group))

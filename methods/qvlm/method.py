@@ -40,9 +40,9 @@ from harness.quant.layers.apply import MODULATION
 from harness.quant.options import check_choice, check_range
 from methods.qvlm.blocks import (
     CHANNELS,
-    HEADS,
     LEVELS,
     LONGEST,
+    begins_node,
     conditional_entropy,
     dependency_threshold,
     nodes_of,
@@ -299,7 +299,7 @@ class _Run:
     def node_inputs(self, block: nn.Module, given: BlockInput) -> dict[str, Tensor]:
         """Inputs of the heads of a block, by linear."""
         seen: dict[str, Tensor] = {}
-        heads = [g.linears[0] for g in self.family.groups(block) if g.name in HEADS]
+        heads = [g.linears[0] for g in self.family.groups(block) if begins_node(g)]
         with observing(block, heads, seen.__setitem__):
             run_block(block, self.family, given)
         return seen

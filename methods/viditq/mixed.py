@@ -103,11 +103,20 @@ def metric_named(option: str, name: str) -> Metric:
 
 
 def is_feed_forward(group: InputGroup) -> bool:
-    """Whether a group belongs to a feed-forward alone, not to one fused with the attention."""
-    return "ff" in group.name and "attn" not in group.name
+    """Whether the feed-forward alone reads an input.
+
+    An input that an attention shares (HunyuanVideo's single blocks) is the attention's: it takes
+    one scale and one rotation for both.
+    """
+    return group.role in ("feed_forward_in", "feed_forward_out")
 
 
-def layer_group(family: Family, block: nn.Module, block_name: str, group: InputGroup) -> str:
+def is_cross_attention(group: InputGroup) -> bool:
+    """Whether an input belongs to the attention from the video to the text."""
+    return group.role.startswith("cross_attention")
+
+
+def layer_group(family: Family, group: InputGroup) -> str:
     """Name what a linear influences: ``text``, ``quality`` or ``motion``.
 
     Where text and video attend to each other jointly, that attention is where the text enters, and
@@ -115,12 +124,10 @@ def layer_group(family: Family, block: nn.Module, block_name: str, group: InputG
     """
     if is_feed_forward(group):
         return "quality"
-    if "temporal" in block_name or "temporal" in group.name:
+    if group.temporal:
         return "motion"
-    crossing = any("cross" in other.name for other in family.groups(block))
-    if "cross" in group.name or (not crossing and len(family.streams) > 1):
-        return "text"
-    return "quality"
+    joint = len(family.attention_order) > 1
+    return "text" if joint or is_cross_attention(group) else "quality"
 
 
 class Layer(NamedTuple):
@@ -146,8 +153,10 @@ def layers_of(family: Family, transformer: nn.Module) -> list[Layer]:
         for group in family.groups(block):
             if group.modulation:
                 continue
-            kind = "ff" if is_feed_forward(group) else "cross" if "cross" in group.name else "attn"
-            key = (name, kind, layer_group(family, block, name, group))
+            kind = "ff" if is_feed_forward(group) else "attn"
+            if is_cross_attention(group):
+                kind = "cross"
+            key = (name, kind, layer_group(family, group))
             found.setdefault(key, []).extend(f"{name}.{linear}" for linear in group.linears)
     return [
         Layer(

@@ -71,7 +71,7 @@ def one_layer(method: Method, bits: str, linear: nn.Linear) -> LibraryLinear:
             return [("0", transformer.get_submodule("0"))]
 
         def groups(self, block: nn.Module) -> tuple[InputGroup, ...]:
-            return (InputGroup(name="any", linears=("linear",)),)
+            return (InputGroup(name="any", role="feed_forward_in", linears=("linear",)),)
 
     model = nn.ModuleList([nn.ModuleDict({"linear": linear.requires_grad_(False)})])
     ctx = context(method, bits)

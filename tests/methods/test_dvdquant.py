@@ -145,7 +145,7 @@ def round_linear(width: int, bits: str, **options: Any) -> tuple[nn.Linear, Quan
     nn.init.normal_(linear.weight)
     context = make_context(bits, **options)
     layer = _Rounding(context, (context.bits.a,)).layer(
-        linear, InputGroup(name="ff_in", linears=("x",))
+        linear, InputGroup(name="ff_in", role="feed_forward_in", linears=("x",))
     )
     assert isinstance(layer, QuantLinear)
     return linear, layer
@@ -194,11 +194,11 @@ def test_refined_weights_are_nearer_than_those_of_min_max() -> None:
 
 def test_linears_of_one_input_are_rotated_alike_and_modulation_is_not_rotated() -> None:
     rounding = _Rounding(make_context("w4a4"), (4,))
-    group = InputGroup(name="attn_in", linears=("q", "k"))
+    group = InputGroup(name="cross_text_in", role="cross_attention_text", linears=("k", "v"))
     first, second = (rounding.layer(nn.Linear(16, 8), group) for _ in range(2))
     signs = [layer.get_submodule("transforms.0").get_buffer("signs") for layer in (first, second)]
     assert torch.equal(*signs)
-    modulation = InputGroup(name="modulation", linears=("m",), modulation=True)
+    modulation = InputGroup(name="modulation", role="modulation", linears=("m",))
     plain = rounding.layer(nn.Linear(16, 8), modulation)
     assert isinstance(plain, QuantLinear)
     assert len(plain.transforms) == 0

@@ -248,7 +248,7 @@ def test_a_rounded_linear_beats_rounding_to_nearest_behind_its_transform(group: 
 def test_linears_of_a_split_group_have_hessians_of_their_own_tokens(split: bool) -> None:
     block, inputs = block_and_inputs()
     names = ("attn1.to_q", "ff.net.0.proj")
-    group = InputGroup(name="both", linears=names, split=split)
+    group = InputGroup(name="both", role="attention_out", linears=names, split=split)
     turn = Hadamard.random(32, torch.Generator().manual_seed(1))
     found = linear_hessians(block, FAMILY, [group], {"both": [turn]}, inputs)
     for name in names:

@@ -95,7 +95,8 @@ def test_the_statistics_are_those_of_all_tokens() -> None:
 
 def test_the_streams_of_a_split_group_stay_apart() -> None:
     block, inputs = block_and_inputs()
-    split = InputGroup(name="both", linears=("attn1.to_q", "ff.net.0.proj"), split=True)
+    names = ("attn1.to_q", "ff.net.0.proj")
+    split = InputGroup(name="both", role="attention_out", linears=names, split=True)
     found = summarise_inputs(
         block, FAMILY, [split], inputs,
         tokens=0, second_moment=False, generator=torch.Generator(),

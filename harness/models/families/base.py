@@ -1,14 +1,14 @@
 """What the harness must know about a family of video diffusion transformers.
 
-Facts only: which modules are the blocks, which linears read the same tensor, and where a channel
-scale of that tensor can be folded so that it costs nothing at run time. The folding itself is
-``fold.py``.
+Facts only: which modules are the blocks, which linears read the same tensor and what they are for,
+and where a channel scale of that tensor can be folded so that it costs nothing at run time. The
+folding itself is ``fold.py``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -90,30 +90,125 @@ class NormFold:
 Fold = ModulationFold | ValueFold | TableFold | NormFold
 
 
+Role = Literal[
+    "attention_in",
+    "attention_out",
+    "cross_attention_query",
+    "cross_attention_text",
+    "cross_attention_image",
+    "cross_attention_out",
+    "feed_forward_in",
+    "feed_forward_out",
+    "attention_feed_forward_in",
+    "attention_feed_forward_out",
+    "modulation",
+]
+"""What an input is to its block. ``attention`` alone is self-attention, text and video together
+where both attend jointly; ``attention_feed_forward`` is a block that computes both side by side."""
+
+Stream = Literal["video", "text", "image", "both"]
+"""Tokens that an input holds; ``both`` are video and text."""
+
+Purpose = Literal[
+    "query",
+    "key",
+    "value",
+    "attention_out",
+    "feed_forward_in",
+    "feed_forward_out",
+    "attention_feed_forward_out",
+    "modulation",
+]
+"""What a linear makes."""
+
+FEED_FORWARD: tuple[Purpose, ...] = (
+    "feed_forward_in",
+    "feed_forward_out",
+    "attention_feed_forward_out",
+)
+"""Purposes of the linears that hold a feed-forward network, one fused with an attention's output
+projection counted in."""
+
+_PURPOSES: dict[Role, tuple[Purpose, ...]] = {
+    "attention_in": ("query", "key", "value"),
+    "attention_out": ("attention_out",),
+    "cross_attention_query": ("query",),
+    "cross_attention_text": ("key", "value"),
+    "cross_attention_image": ("key", "value"),
+    "cross_attention_out": ("attention_out",),
+    "feed_forward_in": ("feed_forward_in",),
+    "feed_forward_out": ("feed_forward_out",),
+    "attention_feed_forward_in": ("query", "key", "value", "feed_forward_in"),
+    "attention_feed_forward_out": ("attention_feed_forward_out",),
+    "modulation": ("modulation",),
+}
+"""The linears of a role in the order in which a group names them; all alike where one stands."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InputGroup:
     """Linears that read the same tensor and therefore share input transform and activation grid.
 
     Attributes:
-        name: ``attn_in``, ``attn_out``, ``ff_in``, ``ff_out``, ...
-        linears: Relative to the block.
+        name: What it is called in curves and messages; one a block. What it is, ``role`` says.
+        role: What the input is to its block.
+        linears: Relative to the block, in the order of ``purpose``: queries, keys, values.
+        stream: Tokens that the input holds; of a modulation, those that it shifts and scales.
+        temporal: An attention among the frames of one position, not within a frame.
         fold: Where a channel scale of the shared input goes; None if it must be applied online.
-        modulation: The input is one conditioning vector for each sample, not a token sequence: the
-            weights are quantized at the nominal width, the activation stays at 16 bits.
-        split: The linears read different tokens of one tensor, which therefore share one fold:
-            statistics of the input go over all of them.
+        split: The linears read different tokens of one tensor, the first the video's, the other the
+            text's. They therefore share one fold: statistics of the input go over all of them.
+
+    Raises:
+        ValueError: The role has another number of linears.
     """
 
     name: str
+    role: Role
     linears: tuple[str, ...]
+    stream: Stream = "video"
+    temporal: bool = False
     fold: Fold | None = None
-    modulation: bool = False
     split: bool = False
+
+    def __post_init__(self) -> None:
+        purposes = _PURPOSES[self.role]
+        if len(purposes) not in (1, len(self.linears)):
+            raise ValueError(
+                f"input group {self.name!r} has {len(self.linears)} linears, its role "
+                f"{self.role} has {len(purposes)}: {', '.join(purposes)}"
+            )
+
+    @property
+    def modulation(self) -> bool:
+        """Whether the input is one conditioning vector for each sample, not a token sequence.
+
+        The weights are then quantized at the nominal width, the activation stays at 16 bits.
+        """
+        return self.role == "modulation"
 
     @property
     def observed(self) -> tuple[str, ...]:
         """The linears whose inputs together are the group's input."""
         return self.linears if self.split else self.linears[:1]
+
+    def purpose(self, linear: str) -> Purpose:
+        """What one of the linears makes; its name may be relative to the block or qualified."""
+        place, purposes = self._place(linear), _PURPOSES[self.role]
+        return purposes[place if len(purposes) > 1 else 0]
+
+    def stream_of(self, linear: str) -> Stream:
+        """Tokens that one of the linears reads; its name as in ``purpose``."""
+        place = self._place(linear)
+        if not self.split:
+            return self.stream
+        return "video" if place == 0 else "text"
+
+    def _place(self, linear: str) -> int:
+        for place, own in enumerate(self.linears):
+            if f".{linear}".endswith(f".{own}"):
+                return place
+        raise ValueError(f"'{linear}' is no linear of input group {self.name!r}")
 
 
 class Family(Protocol):

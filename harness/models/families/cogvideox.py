@@ -43,22 +43,34 @@ class CogVideoX(Family):
         return (
             InputGroup(
                 name="attn_in",
+                role="attention_in",
+                stream="both",
                 linears=("attn1.to_q", "attn1.to_k", "attn1.to_v"),
                 fold=ModulationFold(linear="norm1.linear", chunks=6, pairs=_PAIRS),
             ),
             InputGroup(
                 name="attn_out",
+                role="attention_out",
+                stream="both",
                 linears=("attn1.to_out.0",),
                 fold=ValueFold(linears=("attn1.to_v",)),
             ),
             InputGroup(
                 name="ff_in",
+                role="feed_forward_in",
+                stream="both",
                 linears=("ff.net.0.proj",),
                 fold=ModulationFold(linear="norm2.linear", chunks=6, pairs=_PAIRS),
             ),
-            InputGroup(name="ff_out", linears=("ff.net.2",)),
-            InputGroup(name="modulation1", linears=("norm1.linear",), modulation=True),
-            InputGroup(name="modulation2", linears=("norm2.linear",), modulation=True),
+            InputGroup(
+                name="ff_out", role="feed_forward_out", stream="both", linears=("ff.net.2",)
+            ),
+            InputGroup(
+                name="modulation1", role="modulation", stream="both", linears=("norm1.linear",)
+            ),
+            InputGroup(
+                name="modulation2", role="modulation", stream="both", linears=("norm2.linear",)
+            ),
         )
 
     def tokens(self, transformer: nn.Module, latent: Tensor) -> Tensor:

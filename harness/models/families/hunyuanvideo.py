@@ -35,39 +35,44 @@ def _own(linear: str, shift: int, *, chunks: int = 6) -> ModulationFold:
 
 _DUAL = (
     InputGroup(
-        name="attn_in", linears=("attn.to_q", "attn.to_k", "attn.to_v"), fold=_own(_VIDEO, 0)
+        name="attn_in", role="attention_in", linears=("attn.to_q", "attn.to_k", "attn.to_v"),
+        fold=_own(_VIDEO, 0),
     ),
     InputGroup(
-        name="text_attn_in",
-        linears=("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-        fold=_own(_TEXT, 0),
+        name="text_attn_in", role="attention_in", stream="text",
+        linears=("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"), fold=_own(_TEXT, 0),
     ),
     InputGroup(
-        name="attn_out",
+        name="attn_out", role="attention_out", stream="both", split=True,
         linears=("attn.to_out.0", "attn.to_add_out"),
         fold=ValueFold(linears=("attn.to_v", "attn.add_v_proj")),
-        split=True,
     ),
-    InputGroup(name="ff_in", linears=("ff.net.0.proj",), fold=_own(_VIDEO, 3)),
-    InputGroup(name="ff_out", linears=("ff.net.2",)),
-    InputGroup(name="text_ff_in", linears=("ff_context.net.0.proj",), fold=_own(_TEXT, 3)),
-    InputGroup(name="text_ff_out", linears=("ff_context.net.2",)),
-    InputGroup(name="modulation", linears=(_VIDEO,), modulation=True),
-    InputGroup(name="text_modulation", linears=(_TEXT,), modulation=True),
-)
+    InputGroup(
+        name="ff_in", role="feed_forward_in", linears=("ff.net.0.proj",), fold=_own(_VIDEO, 3)
+    ),
+    InputGroup(name="ff_out", role="feed_forward_out", linears=("ff.net.2",)),
+    InputGroup(
+        name="text_ff_in", role="feed_forward_in", stream="text",
+        linears=("ff_context.net.0.proj",), fold=_own(_TEXT, 3),
+    ),
+    InputGroup(
+        name="text_ff_out", role="feed_forward_out", stream="text", linears=("ff_context.net.2",)
+    ),
+    InputGroup(name="modulation", role="modulation", linears=(_VIDEO,)),
+    InputGroup(name="text_modulation", role="modulation", stream="text", linears=(_TEXT,)),
+)  # fmt: skip
 _SINGLE = (
     InputGroup(
-        name="attn_in",
+        name="attn_in", role="attention_feed_forward_in", stream="both",
         linears=("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
         fold=_own("norm.linear", 0, chunks=3),
     ),
     InputGroup(
-        name="attn_ff_out",
-        linears=("proj_out",),
-        fold=ValueFold(linears=("attn.to_v",), leading=True),
+        name="attn_ff_out", role="attention_feed_forward_out", stream="both",
+        linears=("proj_out",), fold=ValueFold(linears=("attn.to_v",), leading=True),
     ),
-    InputGroup(name="modulation", linears=("norm.linear",), modulation=True),
-)
+    InputGroup(name="modulation", role="modulation", stream="both", linears=("norm.linear",)),
+)  # fmt: skip
 
 
 class HunyuanVideo(Family):

@@ -31,24 +31,33 @@ def _modulated(shift: int) -> TableFold:
     )
 
 
-_SELF = (
+_SPATIAL = (
     InputGroup(
-        name="attn_in", linears=("attn1.to_q", "attn1.to_k", "attn1.to_v"), fold=_modulated(0)
+        name="attn_in", role="attention_in",
+        linears=("attn1.to_q", "attn1.to_k", "attn1.to_v"), fold=_modulated(0),
     ),
     InputGroup(
-        name="attn_out", linears=("attn1.to_out.0",), fold=ValueFold(linears=("attn1.to_v",))
+        name="attn_out", role="attention_out", linears=("attn1.to_out.0",),
+        fold=ValueFold(linears=("attn1.to_v",)),
     ),
-)
+)  # fmt: skip
+_TEMPORAL = tuple(replace(group, temporal=True) for group in _SPATIAL)
 _CROSS = (
-    InputGroup(name="cross_q_in", linears=("attn2.to_q",)),
-    InputGroup(name="cross_text_in", linears=("attn2.to_k", "attn2.to_v")),
+    InputGroup(name="cross_q_in", role="cross_attention_query", linears=("attn2.to_q",)),
     InputGroup(
-        name="cross_out", linears=("attn2.to_out.0",), fold=ValueFold(linears=("attn2.to_v",))
+        name="cross_text_in", role="cross_attention_text", stream="text",
+        linears=("attn2.to_k", "attn2.to_v"),
     ),
-)
+    InputGroup(
+        name="cross_out", role="cross_attention_out", linears=("attn2.to_out.0",),
+        fold=ValueFold(linears=("attn2.to_v",)),
+    ),
+)  # fmt: skip
 _FF = (
-    InputGroup(name="ff_in", linears=("ff.net.0.proj",), fold=_modulated(3)),
-    InputGroup(name="ff_out", linears=("ff.net.2",)),
+    InputGroup(
+        name="ff_in", role="feed_forward_in", linears=("ff.net.0.proj",), fold=_modulated(3)
+    ),
+    InputGroup(name="ff_out", role="feed_forward_out", linears=("ff.net.2",)),
 )
 
 
@@ -74,8 +83,9 @@ class Latte(Family):
 
     def groups(self, block: nn.Module) -> tuple[InputGroup, ...]:
         """Return the inputs of a spatial or a temporal block; the latter has no cross-attention."""
-        cross = _CROSS if getattr(block, "attn2", None) is not None else ()
-        return (*_SELF, *cross, *_FF)
+        if getattr(block, "attn2", None) is None:
+            return (*_TEMPORAL, *_FF)
+        return (*_SPATIAL, *_CROSS, *_FF)
 
     def advance(
         self, transformer: nn.Module, index: int, given: BlockInput, out: dict[str, Tensor]

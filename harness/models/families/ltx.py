@@ -29,19 +29,27 @@ def _modulated(shift: int) -> TableFold:
 
 _GROUPS = (
     InputGroup(
-        name="attn_in", linears=("attn1.to_q", "attn1.to_k", "attn1.to_v"), fold=_modulated(0)
+        name="attn_in", role="attention_in",
+        linears=("attn1.to_q", "attn1.to_k", "attn1.to_v"), fold=_modulated(0),
     ),
     InputGroup(
-        name="attn_out", linears=("attn1.to_out.0",), fold=ValueFold(linears=("attn1.to_v",))
+        name="attn_out", role="attention_out", linears=("attn1.to_out.0",),
+        fold=ValueFold(linears=("attn1.to_v",)),
     ),
-    InputGroup(name="cross_q_in", linears=("attn2.to_q",)),
-    InputGroup(name="cross_text_in", linears=("attn2.to_k", "attn2.to_v")),
+    InputGroup(name="cross_q_in", role="cross_attention_query", linears=("attn2.to_q",)),
     InputGroup(
-        name="cross_out", linears=("attn2.to_out.0",), fold=ValueFold(linears=("attn2.to_v",))
+        name="cross_text_in", role="cross_attention_text", stream="text",
+        linears=("attn2.to_k", "attn2.to_v"),
     ),
-    InputGroup(name="ff_in", linears=("ff.net.0.proj",), fold=_modulated(3)),
-    InputGroup(name="ff_out", linears=("ff.net.2",)),
-)
+    InputGroup(
+        name="cross_out", role="cross_attention_out", linears=("attn2.to_out.0",),
+        fold=ValueFold(linears=("attn2.to_v",)),
+    ),
+    InputGroup(
+        name="ff_in", role="feed_forward_in", linears=("ff.net.0.proj",), fold=_modulated(3)
+    ),
+    InputGroup(name="ff_out", role="feed_forward_out", linears=("ff.net.2",)),
+)  # fmt: skip
 
 
 class LTX(Family):
