@@ -26,10 +26,10 @@ from harness.api import (
 from harness.quant.layers.apply import MODULATION
 from harness.quant.layers.library import (
     LibraryLinear,
-    Scheme,
-    absent,
+    LibraryScheme,
     library_linears_,
-    other_label,
+    not_installed,
+    only_at,
 )
 from harness.quant.layers.library_parts import stay_plain_
 from harness.quant.options import check_choice
@@ -98,8 +98,8 @@ class BitsAndBytesNF4:
 
     def supports(self, family: str, bits: BitSpec) -> Unsupported | None:
         """w4a16, wherever bitsandbytes is installed."""
-        label = other_label(str(bits), ("w4a16",), "bitsandbytes' NF4 linear is weight-only")
-        return label or absent(LIBRARY)
+        label = only_at(str(bits), ("w4a16",), "bitsandbytes' NF4 linear is weight-only")
+        return label or not_installed(LIBRARY)
 
     def quantize_(self, transformer: nn.Module, ctx: QuantContext) -> QuantReport:
         """Convert every target linear."""
@@ -127,7 +127,9 @@ def _converted(linear: nn.Linear, double_quant: bool, device: torch.device) -> L
     stay_plain_(inner)
     inner.requires_grad_(False)
     _check(linear.weight.detach(), inner)
-    scheme = Scheme(library=LIBRARY, w_bits=4, a_bits=IDENTITY_WIDTH, group=BLOCK, symmetric=True)
+    scheme = LibraryScheme(
+        library=LIBRARY, w_bits=4, a_bits=IDENTITY_WIDTH, group=BLOCK, symmetric=True
+    )
     return LibraryLinear(inner, scheme, shape, dtype)
 
 

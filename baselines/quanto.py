@@ -28,10 +28,10 @@ from harness.api import (
 from harness.quant.layers.apply import MODULATION
 from harness.quant.layers.library import (
     LibraryLinear,
-    Scheme,
-    absent,
+    LibraryScheme,
     library_linears_,
-    other_label,
+    not_installed,
+    only_at,
 )
 from harness.quant.options import check_choice
 
@@ -84,10 +84,10 @@ class Quanto:
 
     def supports(self, family: str, bits: BitSpec) -> Unsupported | None:
         """w8a16 and w4a16, wherever quanto is installed; 4 bits on a CPU need a compiler too."""
-        label = other_label(
+        label = only_at(
             str(bits), ("w8a16", "w4a16"), "quanto is weight-only in diffusers, int8 or int4"
         )
-        return label or absent(LIBRARY) or (no_compiler() if bits.w == 4 else None)
+        return label or not_installed(LIBRARY) or (no_compiler() if bits.w == 4 else None)
 
     def quantize_(self, transformer: nn.Module, ctx: QuantContext) -> QuantReport:
         """Convert every target linear."""
@@ -133,7 +133,7 @@ def _converted(linear: nn.Linear, bits: int) -> LibraryLinear:
     quantize(model, weights=f"qint{bits}")
     freeze(model)
     inner: Any = model[0].requires_grad_(False)
-    scheme = Scheme(
+    scheme = LibraryScheme(
         library=LIBRARY, w_bits=bits, a_bits=IDENTITY_WIDTH, group=inner.weight_group_size or 0,
         symmetric=bits == 8,
     )  # fmt: skip

@@ -31,7 +31,7 @@ from harness.quant.calibration.samples import uniform_samples
 from harness.quant.calibration.walk import Walk, block_groups
 from harness.quant.layers.activation import ActivationSpec
 from harness.quant.layers.apply import MODULATION, activation_of
-from harness.quant.layers.hadamard import shape_of
+from harness.quant.layers.hadamard import hadamard_shape
 from harness.quant.layers.layers import replace_module_
 from harness.quant.layers.linear import QuantLinear, WeightSpec, quantize_linear, transformed_weight
 from harness.quant.layers.transform import Hadamard
@@ -225,7 +225,7 @@ def round_rotated(
 
 def _partial(widths: Iterable[int]) -> tuple[str, ...]:
     """Note for the report where a width has no full Hadamard matrix."""
-    shapes = {width: shape_of(width) for width in sorted(widths)}
+    shapes = {width: hadamard_shape(width) for width in sorted(widths)}
     found = [f"{shape.label} at width {w}" for w, shape in shapes.items() if shape.blocks > 1]
     return (f"block-diagonal rotation: {', '.join(found)}",) if found else ()
 

@@ -28,11 +28,11 @@ from harness.errors import UsageError
 from harness.quant.layers.apply import MODULATION
 from harness.quant.layers.library import (
     LibraryLinear,
-    Scheme,
-    absent,
+    LibraryScheme,
     cuda_capability,
     library_linears_,
-    other_label,
+    not_installed,
+    only_at,
 )
 from harness.quant.options import check_choice
 
@@ -117,8 +117,8 @@ class TorchAOInt8:
 
     def supports(self, family: str, bits: BitSpec) -> Unsupported | None:
         """w8a8, wherever torchao is installed."""
-        label = other_label(str(bits), ("w8a8",), "torchao multiplies int8 by int8")
-        return label or absent(LIBRARY)
+        label = only_at(str(bits), ("w8a8",), "torchao multiplies int8 by int8")
+        return label or not_installed(LIBRARY)
 
     def quantize_(self, transformer: nn.Module, ctx: QuantContext) -> QuantReport:
         """Convert every target linear."""
@@ -130,7 +130,7 @@ class TorchAOInt8:
                 config: Any = ao.Int8WeightOnlyConfig(set_inductor_config=False)
             else:
                 config = ao.Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
-            scheme = Scheme(library=LIBRARY, w_bits=8, a_bits=_a_bits(group))
+            scheme = LibraryScheme(library=LIBRARY, w_bits=8, a_bits=_a_bits(group))
             return _converted(linear, config, scheme)
 
         return library_linears_(transformer, ctx, self.name, make, ctx.options.modulation)
@@ -160,8 +160,8 @@ class TorchAOInt4WeightOnly:
 
     def supports(self, family: str, bits: BitSpec) -> Unsupported | None:
         """w4a16, on a CUDA device."""
-        label = other_label(str(bits), ("w4a16",), "torchao's 4-bit linear is weight-only")
-        return label or absent(LIBRARY) or _needs(INT4_CAPABILITY, "torchao's 4-bit layout")
+        label = only_at(str(bits), ("w4a16",), "torchao's 4-bit linear is weight-only")
+        return label or not_installed(LIBRARY) or _needs(INT4_CAPABILITY, "torchao's 4-bit layout")
 
     def quantize_(self, transformer: nn.Module, ctx: QuantContext) -> QuantReport:
         """Convert every target linear."""
@@ -176,7 +176,7 @@ class TorchAOInt4WeightOnly:
                 int4_packing_format="tile_packed_to_4d",
                 set_inductor_config=False,
             )
-            scheme = Scheme(
+            scheme = LibraryScheme(
                 library=LIBRARY, w_bits=4, a_bits=IDENTITY_WIDTH, group=size, symmetric=False,
                 tile=INT4_TILE,
             )  # fmt: skip
@@ -211,8 +211,8 @@ class TorchAOFloat8:
 
     def supports(self, family: str, bits: BitSpec) -> Unsupported | None:
         """w8a8 in e4m3, on a CUDA device that multiplies it."""
-        label = other_label(str(bits), ("w8a8",), "torchao multiplies fp8 by fp8")
-        return label or absent(LIBRARY) or _needs(FP8_CAPABILITY, "torchao's fp8 product")
+        label = only_at(str(bits), ("w8a8",), "torchao multiplies fp8 by fp8")
+        return label or not_installed(LIBRARY) or _needs(FP8_CAPABILITY, "torchao's fp8 product")
 
     def quantize_(self, transformer: nn.Module, ctx: QuantContext) -> QuantReport:
         """Convert every target linear."""
@@ -227,13 +227,13 @@ class TorchAOFloat8:
                 config = ao.Float8DynamicActivationFloat8WeightConfig(
                     granularity=ao.PerRow(), set_inductor_config=False
                 )
-            scheme = Scheme(library=LIBRARY, w_bits=8, a_bits=_a_bits(group))
+            scheme = LibraryScheme(library=LIBRARY, w_bits=8, a_bits=_a_bits(group))
             return _converted(linear, config, scheme)
 
         return library_linears_(transformer, ctx, self.name, make, ctx.options.modulation)
 
 
-def _converted(linear: nn.Linear, config: Any, scheme: Scheme) -> LibraryLinear:
+def _converted(linear: nn.Linear, config: Any, scheme: LibraryScheme) -> LibraryLinear:
     from torchao.quantization import quantize_
 
     shape, dtype = (linear.out_features, linear.in_features), linear.weight.dtype

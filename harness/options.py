@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast, dataclass_transform
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass, is_pydantic_dataclass
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _T = TypeVar("_T")
+_LITERALS = re.compile(r"'([^']*)'|(\d+)")  # in pydantic's list of what a value may be
 _CONFIG = ConfigDict(extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
 
 Count = Annotated[int, Field(ge=1)]
@@ -43,8 +44,8 @@ def options(cls: type[_T]) -> type[_T]:
     Built directly it raises pydantic's ``ValidationError``; ``build_options`` turns that into the
     two lines a user sees.
     """
-    made: type[_T] = dataclass(cls, frozen=True, kw_only=True, slots=True, config=_CONFIG)
-    return made
+    made: Any = dataclass(cls, frozen=True, kw_only=True, slots=True, config=_CONFIG)
+    return cast("type[_T]", made)
 
 
 @options
@@ -109,14 +110,15 @@ def build_options(kind: type[_T], chosen: Mapping[str, Any], *, owner: str) -> _
         return _plain(kind, chosen, owner)
     try:
         # By way of JSON, in which a list may stand for a tuple and 1 for 1.0, and nothing else.
-        return TypeAdapter(kind).validate_json(json.dumps(dict(chosen)))
+        return cast("_T", TypeAdapter(kind).validate_json(json.dumps(dict(chosen))))
     except ValidationError as cause:
         raise _explain(cause.errors()[0], owner) from None
 
 
 def _plain(kind: type[_T], chosen: Mapping[str, Any], owner: str) -> _T:
     """Options of a plug-in that declares a plain dataclass."""
-    defaults, values = kind(), {}
+    defaults = kind()
+    values: dict[str, Any] = {}
     for name, value in chosen.items():
         default = getattr(defaults, name)
         if isinstance(default, tuple) and isinstance(value, (list, tuple)):
@@ -138,7 +140,7 @@ def _explain(error: Any, owner: str) -> UsageError:
     option, value = str(error["loc"][0]), error["input"]
     bounds = error.get("ctx", {})
     if error["type"] == "literal_error":
-        known = re.findall(r"'([^']*)'", bounds["expected"])
+        known = [word or number for word, number in _LITERALS.findall(bounds["expected"])]
         return unknown_name(f"option '{option}': value", str(value), known)
     words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
     limits = [f"{text} {bounds[key]:g}" for key, text in words.items() if key in bounds]

@@ -13,83 +13,39 @@ adds. In four steps:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
-from harness.api import (
-    BitSpec,
-    Deviation,
-    QuantContext,
-    QuantReport,
-    Reproduction,
-    Unsupported,
-)
-from harness.quant.calibration.salience import RULES, choose_samples, pool_salience, shortage
-from harness.quant.calibration.walk import Walk
-from harness.quant.learning.block_trainer import BlockTask
-from harness.quant.learning.learned_blocks import (
-    PAPER_EPOCHS,
+from harness.api import Deviation, Method, QuantContext, QuantReport, Reproduction, options
+from harness.quant import (
     BlockLearner,
-    Recipe,
-    check_recipe,
+    LearnedOptions,
+    Sample,
+    Selection,
+    Walk,
+    choose_samples,
+    pool_salience,
     short_training,
+    shortage,
 )
-from harness.quant.options import check_choice
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from harness.models.block_input import Sample
-    from harness.models.trajectories import CalibrationPool
+    from harness.quant import CalibrationPool
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FlatQuantOptions:
-    """Knobs of FlatQuant; names and defaults are those of ``s2q`` wherever both have them.
+@options
+class FlatQuantOptions(LearnedOptions):
+    """Knobs of FlatQuant: those of the trainer, ``LearnedOptions``, and the choice of data.
 
     Attributes:
         selection: ``random`` (uniform over prompts and timesteps of the pool), or a rule of
             S2Q-VDiT table 6.
-        samples: (prompt, timestep) samples that are kept; the paper takes 128 sentences.
-        scale: Learn a channel scale.
-        rotation: Start of the Kronecker transform: ``hadamard``, ``random``, ``identity``, or
-            ``none`` for no transform.
-        learn: Train at all; False keeps scale and rotation at their start and clips nothing.
-        epochs: Passes over the samples for each block.
-        lr_transform: Learning rate of scale and transform.
-        lr_clip: Learning rate of the clipping thresholds.
-        smoothing: Exponent of the initial scale, SmoothQuant's alpha; 0.3 in the released code.
-        branches: Guidance branches a sample is trained on: ``both``, ``alternate`` or ``cond``.
-        inputs: Block inputs during training: ``fp`` from the full-precision model, ``quantized``
-            from the quantized blocks before it (targets stay full precision).
-        rounding: ``gptq`` or ``rtn``.
-        modulation: ``w`` quantizes the weights of modulation linears, ``fp`` leaves them out.
     """
 
-    selection: str = "random"
-    samples: int = 40
-    scale: bool = True
-    rotation: str = "hadamard"
-    learn: bool = True
-    epochs: int = PAPER_EPOCHS
-    lr_transform: float = 5e-3  # FlatQuant's released scripts, --flat_lr
-    lr_clip: float = 5e-2  # FlatQuant's released code, ten times --flat_lr
-    smoothing: float = 0.5
-    branches: str = "alternate"
-    inputs: str = "fp"
-    rounding: str = "gptq"
-    modulation: str = "w"
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be meant.
-
-        Raises:
-            UsageError: A value is unknown or out of range.
-        """
-        check_recipe(self)
-        check_choice("selection", self.selection, ("random", *RULES))
+    selection: Literal["random", Selection] = "random"
 
 
 _DEVIATIONS = (
@@ -144,14 +100,14 @@ _DEVIATIONS = (
 )
 
 
-class FlatQuant:
+class FlatQuant(Method):
     """Learned transforms and GPTQ on random data: S2Q-VDiT without what it adds."""
 
     name = "flatquant"
-    version = 1
     Options = FlatQuantOptions
     needs_calibration = True
-    unquantized = False
+    quick: ClassVar = {"epochs": 3}  # 120 optimiser steps a block
+    quick_s = 100.0
     reproduction = Reproduction(
         title="FlatQuant: Flatness Matters for LLM Quantization",
         source="arXiv 2410.09426 (ICML 2025)",
@@ -166,26 +122,17 @@ class FlatQuant:
         deviations=_DEVIATIONS,
     )
 
-    def supports(self, family: str, bits: BitSpec) -> Unsupported | None:
-        """Every family and width."""
-        return None
-
     def quantize_(self, transformer: nn.Module, ctx: QuantContext) -> QuantReport:
         """Learn and round block by block."""
         options: FlatQuantOptions = ctx.options
         chosen = choose(transformer, ctx)
-        learner = BlockLearner(ctx, Recipe.of(options))
-        walk = Walk(
-            transformer, ctx, chosen,
-            branches=options.branches, inputs=options.inputs, verb="learning",
-        )  # fmt: skip
-        for step in walk:
-            task = BlockTask(inputs=step.given, targets=step.targets)
-            learner.quantize_block_(step.name, step.block, task, step.index)
+        learner = BlockLearner(ctx)
+        walk = Walk(transformer, ctx, chosen, verb="learning")
+        for walked in walk:
+            learner.quantize_block_(walked)
         return walk.report(
             passes=learner.passes,
             steps=learner.steps_taken,
-            errors=learner.errors.items(),
             notes=(*shortage(chosen, options.samples), *short_training(options)),
             curves={
                 **learner.curves,

@@ -14,99 +14,51 @@ arXiv 2508.04016, NeurIPS 2025. In five steps:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
-from harness.api import (
-    BitSpec,
-    Deviation,
-    QuantContext,
-    QuantReport,
-    Reproduction,
-    Unsupported,
-)
-from harness.quant.calibration.attention_mass import block_attention_mass, token_weights
-from harness.quant.calibration.salience import NORMS, RULES, choose_samples, pool_salience, shortage
-from harness.quant.calibration.walk import Walk
-from harness.quant.learning.block_trainer import BlockTask
-from harness.quant.learning.learned_blocks import (
-    PAPER_EPOCHS,
+from harness.api import Deviation, Method, QuantContext, QuantReport, Reproduction, Share, options
+from harness.quant import (
     BlockLearner,
-    Recipe,
-    check_recipe,
+    LearnedOptions,
+    Norm,
+    Selection,
+    Walk,
+    block_attention_mass,
+    choose_samples,
+    pool_salience,
     short_training,
+    shortage,
+    token_weights,
 )
-from harness.quant.options import check_choice, check_range
 from methods.s2q.figures import plot_chosen_timesteps, plot_token_mass
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor, nn
 
-    from harness.models.block_input import BlockInput, Sample
+    from harness.quant import Sample, WalkedBlock
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class S2QOptions:
-    """Knobs of S2Q-VDiT.
+@options
+class S2QOptions(LearnedOptions):
+    """Knobs of S2Q-VDiT; those of the trainer are ``LearnedOptions``.
 
     Attributes:
         selection: ``sds``, or a rival of table 6: ``c_diff``, ``c_quant``, ``atop``, ``atfp``,
             ``rtfp``.
-        samples: N, (prompt, timestep) samples that are kept.
         norm: Norm of C_quant, ``fro`` or ``spectral``.
         token_weights: Attention-guided sparse token distillation; False weighs all tokens alike.
         lambda_min: Weight of the token that receives least attention.
         text_tokens: ``joint`` normalises attention mass over text and video together, ``video``
             within the video tokens, text weighing 1.
-        scale: Learn a channel scale.
-        rotation: Start of the Kronecker transform: ``hadamard``, ``random``, ``identity``, or
-            ``none`` for no transform.
-        learn: Train at all; False keeps scale and rotation at their start and clips nothing.
-        epochs: Passes over N samples for each block; where a rule finds fewer than N, the optimiser
-            still takes epochs * N steps, so that rules differ in their data alone.
-        lr_transform: Learning rate of scale and transform.
-        lr_clip: Learning rate of the clipping thresholds.
-        smoothing: Exponent of the initial scale, SmoothQuant's alpha.
-        branches: Guidance branches a sample is trained on: ``both``, ``alternate`` or ``cond``.
-        inputs: Block inputs during training: ``fp`` from the full-precision model, ``quantized``
-            from the quantized blocks before it (targets stay full precision).
-        rounding: ``gptq`` or ``rtn``.
-        modulation: ``w`` quantizes the weights of modulation linears, ``fp`` leaves them out.
     """
 
-    selection: str = "sds"
-    samples: int = 40  # S2Q-VDiT sec. 4.4 and App. A (App. A also says 30)
-    norm: str = "fro"
+    selection: Selection = "sds"
+    norm: Norm = "fro"
     token_weights: bool = True
-    lambda_min: float = 0.5  # S2Q-VDiT, main experiments; lambda_max is 1 (eq. 11)
-    text_tokens: str = "joint"
-    scale: bool = True
-    rotation: str = "hadamard"
-    learn: bool = True
-    epochs: int = PAPER_EPOCHS
-    lr_transform: float = 5e-3  # S2Q-VDiT App. A
-    lr_clip: float = 5e-2  # S2Q-VDiT App. A
-    smoothing: float = 0.5  # SmoothQuant's default (arXiv 2211.10438)
-    branches: str = "alternate"
-    inputs: str = "fp"
-    rounding: str = "gptq"
-    modulation: str = "w"
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be meant.
-
-        Raises:
-            UsageError: A value is unknown or out of range.
-        """
-        check_recipe(self)
-        check_choice("selection", self.selection, RULES)
-        check_choice("norm", self.norm, NORMS)
-        check_range("lambda_min", self.lambda_min, 0, 1)
-        check_choice("text_tokens", self.text_tokens, ("joint", "video"))
+    lambda_min: Share = 0.5  # S2Q-VDiT, main experiments; lambda_max is 1 (eq. 11)
+    text_tokens: Literal["joint", "video"] = "joint"
 
 
 _DEVIATIONS = (
@@ -184,14 +136,15 @@ _DEVIATIONS = (
 )
 
 
-class S2Q:
+class S2Q(Method):
     """Salient data selection, sparse token distillation, learned transforms, GPTQ."""
 
     name = "s2q"
     version = 2
     Options = S2QOptions
     needs_calibration = True
-    unquantized = False
+    quick: ClassVar = {"epochs": 3}  # 120 optimiser steps a block
+    quick_s = 110.0
     reproduction = Reproduction(
         title="S2Q-VDiT: Accurate Quantized Video Diffusion Transformer with Salient Data and "
         "Sparse Token Distillation",
@@ -207,10 +160,6 @@ class S2Q:
         deviations=_DEVIATIONS,
     )
 
-    def supports(self, family: str, bits: BitSpec) -> Unsupported | None:
-        """Every family and width."""
-        return None
-
     def quantize_(self, transformer: nn.Module, ctx: QuantContext) -> QuantReport:
         """Quantize block by block."""
         return _Run(transformer, ctx).quantize_()
@@ -224,7 +173,7 @@ class _Run:
         self.ctx = ctx
         self.options: S2QOptions = ctx.options
         self.family = ctx.family
-        self.learner = BlockLearner(ctx, Recipe.of(ctx.options))
+        self.learner = BlockLearner(ctx)
         self.curves = self.learner.curves
         self.masses: list[Tensor] = []
 
@@ -232,19 +181,13 @@ class _Run:
         """Run the five steps."""
         options, learner = self.options, self.learner
         chosen = self.hessian_aware_salient_data_selection()
-        walk = Walk(
-            self.transformer, self.ctx, chosen,
-            branches=options.branches, inputs=options.inputs, verb="learning",
-        )  # fmt: skip
-        for step in walk:
-            weights = self.attention_guided_token_weights(step.block, step.inputs)
-            task = BlockTask(inputs=step.given, targets=step.targets, weights=weights)
-            learner.quantize_block_(step.name, step.block, task, step.index)
+        walk = Walk(self.transformer, self.ctx, chosen, verb="learning")
+        for walked in walk:
+            learner.quantize_block_(walked, self.attention_guided_token_weights(walked))
         self.leave_figures()
         return walk.report(
             passes=learner.passes + options.token_weights,
             steps=learner.steps_taken,
-            errors=learner.errors.items(),
             notes=(*shortage(chosen, options.samples), *short_training(options)),
             curves=self.curves,
         )
@@ -268,14 +211,12 @@ class _Run:
             )
         return chosen
 
-    def attention_guided_token_weights(
-        self, block: nn.Module, inputs: Sequence[BlockInput]
-    ) -> list[dict[str, Tensor]] | None:
+    def attention_guided_token_weights(self, walked: WalkedBlock) -> list[dict[str, Tensor]] | None:
         """Token weights lambda_j of eq. 11 for every sample, from the full-precision block."""
         if not self.options.token_weights:
             return None
         only = self.family.video_stream if self.options.text_tokens == "video" else None
-        masses = [block_attention_mass(block, self.family, given) for given in inputs]
+        masses = [block_attention_mass(walked.block, self.family, x) for x in walked.inputs]
         joint = [torch.cat(list(m.values()), 1).mean(0) for m in masses]
         self.masses.append(torch.stack(joint).mean(0).cpu())
         return [token_weights(m, lowest=self.options.lambda_min, only=only) for m in masses]

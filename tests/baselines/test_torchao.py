@@ -179,11 +179,11 @@ def test_a_layer_that_torchao_would_skip_in_silence_is_an_error() -> None:
     from torchao.quantization import Float8DynamicActivationFloat8WeightConfig
 
     from baselines.torchao import _converted
-    from harness.quant.layers.library import Scheme
+    from harness.quant.layers.library import LibraryScheme
 
     # fp8 wants multiples of 16; only that check runs before the device is asked for.
     linear = nn.Linear(24, 24)
-    scheme = Scheme(library="torchao", w_bits=8, a_bits=8)
+    scheme = LibraryScheme(library="torchao", w_bits=8, a_bits=8)
     config = Float8DynamicActivationFloat8WeightConfig()
     import torchao.quantization.quant_api as api
 

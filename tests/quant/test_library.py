@@ -15,7 +15,12 @@ from harness.errors import HarnessError
 from harness.plan import registry
 from harness.quant.layers import library
 from harness.quant.layers.artifact import load_artifact_, save_artifact
-from harness.quant.layers.library import LibraryLinear, Scheme, installed_version, low_bit_product
+from harness.quant.layers.library import (
+    LibraryLinear,
+    LibraryScheme,
+    installed_version,
+    low_bit_product,
+)
 from tests.baselines.back_ends import converted, miniature, output
 
 if TYPE_CHECKING:
@@ -128,7 +133,7 @@ class Rounded(nn.Module):
 
 @pytest.mark.parametrize("honest", [True, False])
 def test_a_kernel_is_what_runs_not_what_is_claimed(honest: bool) -> None:
-    scheme = Scheme(library="torchao", w_bits=8, a_bits=8)
+    scheme = LibraryScheme(library="torchao", w_bits=8, a_bits=8)
     layer = LibraryLinear(Rounded(honest), scheme, (8, 16), torch.float32)
     assert low_bit_product(layer, torch.device("cpu")) == ("_int_mm" if honest else "")
 
@@ -136,7 +141,7 @@ def test_a_kernel_is_what_runs_not_what_is_claimed(honest: bool) -> None:
 def test_codes_of_another_width_than_declared_are_found() -> None:
     layer = made(ROWS[0]).get_submodule("transformer_blocks.0.ff.net.2")
     assert isinstance(layer, LibraryLinear)
-    layer.scheme = Scheme(library="torchao", w_bits=4, a_bits=8)
+    layer.scheme = LibraryScheme(library="torchao", w_bits=4, a_bits=8)
     assert "bytes of codes" in layer.problems()[0]
 
 

@@ -53,7 +53,7 @@ def test_a_kronecker_transform_is_the_product_matrix() -> None:
 
 @pytest.mark.parametrize("width", REAL_WIDTHS)
 def test_widths_of_real_models_have_one_full_hadamard_matrix(width: int) -> None:
-    shape = hadamard.shape_of(width)
+    shape = hadamard.hadamard_shape(width)
     assert shape.blocks == 1, shape
     assert shape.outer * shape.inner == width
     for factor in hadamard.factors(width, torch.float64):
@@ -63,7 +63,7 @@ def test_widths_of_real_models_have_one_full_hadamard_matrix(width: int) -> None
 
 
 def test_other_widths_are_block_diagonal_and_say_so() -> None:
-    shape = hadamard.shape_of(2 * 7 * 11)
+    shape = hadamard.hadamard_shape(2 * 7 * 11)
     assert shape.blocks == 77
     assert shape.label == "hadamard-77x2"
     outer, inner = hadamard.factors(154)

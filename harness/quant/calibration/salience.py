@@ -5,19 +5,21 @@ S2Q-VDiT (arXiv 2508.04016), sec. 3.2 and table 6.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from harness.models.block_input import Sample
+from harness.quant.calibration.samples import shortage  # noqa: F401
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from harness.models.families.base import Family
     from harness.models.trajectories import CalibrationPool
 
+Selection = Literal["sds", "c_diff", "c_quant", "atop", "atfp", "rtfp"]
+"""Rules of table 6, as ``choose_samples`` has them."""
+Norm = Literal["fro", "spectral"]
 RULES = ("sds", "c_diff", "c_quant", "atop", "atfp", "rtfp")
 NORMS: dict[str, str | int] = {"fro": "fro", "spectral": 2}
 FIVE = 5  # prompts of the atfp and rtfp rows, S2Q-VDiT table 6
@@ -110,10 +112,3 @@ def choose_samples(
     else:
         raise ValueError(f"unknown selection rule {rule!r}; known: {', '.join(RULES)}")
     return [candidates[i] for i in chosen.tolist()]
-
-
-def shortage(chosen: Sequence[Sample], asked: int) -> tuple[str, ...]:
-    """Note for the report where the rule or the pool gave fewer samples than were asked for."""
-    if len(chosen) == asked:
-        return ()
-    return (f"calibrated on {len(chosen)} samples of {asked} asked for: the pool has no more",)

@@ -1,4 +1,4 @@
-"""Which (prompt, timestep) samples of the pool a method is calibrated on, where it has no rule."""
+"""Which (prompt, timestep) samples of the pool a method without a rule of its own takes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 from harness.models.block_input import Sample
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from harness.models.trajectories import CalibrationPool
 
 
@@ -30,3 +32,10 @@ def uniform_samples(pool: CalibrationPool, count: int, timesteps: int) -> list[S
         for i, step in enumerate(steps)
     ]
     return sorted(chosen[:count])
+
+
+def shortage(chosen: Sequence[Sample], asked: int) -> tuple[str, ...]:
+    """Note for the report where the rule or the pool gave fewer samples than were asked for."""
+    if len(chosen) == asked:
+        return ()
+    return (f"calibrated on {len(chosen)} samples of {asked} asked for: the pool has no more",)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from harness.quant.calibration.capture import observing, run_block
+from harness.quant.calibration.hessian import Hessian
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from harness.models.block_input import BlockInput
-    from harness.models.families.base import Family
+    from harness.models.families.base import Family, InputGroup
 
 VALUES_KEPT = 1 << 13
 """Values of one input kept for percentile searches, evenly spaced over the tensor."""
@@ -123,3 +125,97 @@ def sample_values(
 
     _over_groups(block, family, inputs, see)
     return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+@dataclass(kw_only=True, slots=True)
+class InputSummary:
+    """What is kept of an input over the calibration samples.
+
+    Attributes:
+        peak: Maximum over all tokens of |x_j|, ``[in_features]``.
+        total: Sum over all tokens of |x_j|, ``[in_features]``.
+        count: Tokens seen.
+        parts: Kept tokens of each call, ``[kept, in_features]``.
+        hessian: Second moment over all tokens, None if not asked for.
+    """
+
+    peak: Tensor
+    total: Tensor
+    count: int = 0
+    parts: list[Tensor]
+    hessian: Hessian | None
+
+    def tokens(self) -> Tensor:
+        """The kept tokens, ``[kept, in_features]``."""
+        return torch.cat(self.parts)
+
+    def second_moment(self) -> Tensor:
+        """The Hessian, float64 ``[in_features, in_features]``.
+
+        Raises:
+            ValueError: None was kept.
+        """
+        if self.hessian is None:
+            raise ValueError("no second moment was kept")
+        return self.hessian.matrix()
+
+    def add(self, x: Tensor, keep: int, generator: torch.Generator) -> None:
+        """Take in ``[tokens, in_features]``, keeping ``keep`` tokens drawn without replacement."""
+        size = x.abs()
+        self.peak = torch.maximum(self.peak, size.amax(0))
+        self.total = self.total + size.sum(0)
+        self.count += x.shape[0]
+        if keep:
+            # drawn, not every n-th: a stride could fall in with the width of the token grid
+            drawn = torch.randperm(x.shape[0], generator=generator)[:keep].sort().values
+            self.parts.append(x[drawn.to(x.device)].clone())
+        if self.hessian is not None:
+            self.hessian.add(x)
+
+
+@torch.no_grad()
+def summarise_inputs(
+    block: nn.Module,
+    family: Family,
+    groups: Sequence[InputGroup],
+    inputs: Sequence[BlockInput],
+    *,
+    tokens: int,
+    second_moment: bool,
+    generator: torch.Generator,
+) -> dict[str, InputSummary]:
+    """Run a block on every sample and summarise the inputs of its linears, in one pass.
+
+    Args:
+        block: Full-precision block.
+        family: Its facts.
+        groups: Groups of interest.
+        inputs: Block inputs.
+        tokens: Tokens of each input kept over all samples, about; 0 keeps none.
+        second_moment: Keep Hessians.
+        generator: Draws the tokens.
+
+    Returns:
+        Summaries by name of the linear; linears that read the same tensor share one.
+    """
+    observed = [linear for group in groups for linear in group.observed]
+    keep = -(-tokens // len(inputs))
+    found: dict[str, InputSummary] = {}
+
+    def see(linear: str, x: Tensor) -> None:
+        rows = x.reshape(-1, x.shape[-1]).float()
+        if linear not in found:
+            width, device = rows.shape[1], rows.device
+            zeros = torch.zeros(width, device=device)
+            hessian = Hessian(width, device) if second_moment else None
+            found[linear] = InputSummary(peak=zeros, total=zeros, parts=[], hessian=hessian)
+        found[linear].add(rows, keep, generator)
+
+    with observing(block, observed, see):
+        for given in inputs:
+            run_block(block, family, given)
+    return {
+        linear: found[linear if group.split else group.linears[0]]
+        for group in groups
+        for linear in group.linears
+    }

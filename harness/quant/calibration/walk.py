@@ -16,14 +16,19 @@ import torch
 
 from harness.method import SIMULATED, QuantContext, QuantReport
 from harness.models.block_input import BlockInput
+from harness.models.families.base import linear_at
 from harness.quant.calibration.capture import branch_turns, each_first_block_input, run_block
+from harness.quant.calibration.hessian import linear_hessians, output_error
+from harness.quant.calibration.samples import shortage, uniform_samples
 from harness.quant.calibration.spill import SpilledInputs
-from harness.quant.layers.apply import MODULATION, layer_reports
+from harness.quant.layers.apply import block_groups, layer_reports
+from harness.quant.layers.layers import QuantizedLayer, replace_module_
+from harness.quant.layers.linear import QuantLinear, transformed_weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from harness.models.block_input import Sample
     from harness.models.families.base import Family, InputGroup
@@ -37,51 +42,114 @@ class WalkedBlock:
         index: Place in the order of execution.
         name: Qualified name.
         block: The block; the consumer replaces its linears in place.
+        groups: Its input groups, without modulation where the options leave that out.
         inputs: Its inputs in the full-precision model.
         targets: Its outputs there.
         given: ``inputs``, or what the quantized blocks before it deliver.
+        walk: The walk that it is a stage of.
     """
 
     index: int
     name: str
     block: nn.Module
+    groups: Sequence[InputGroup]
     inputs: Sequence[BlockInput]
     targets: Sequence[BlockInput]
     given: Sequence[BlockInput]
+    walk: Walk
+
+    def linears(self) -> Iterator[tuple[str, nn.Linear, InputGroup]]:
+        """Every linear that is to be replaced: name relative to the block, layer, input group."""
+        for group in self.groups:
+            for name in group.linears:
+                yield name, linear_at(self.block, name), group
+
+    def hessians(
+        self, transforms: Mapping[str, Sequence[nn.Module]] | None = None
+    ) -> dict[str, Tensor]:
+        """Second moments of what the linears read of ``given``, as ``linear_hessians`` has them.
+
+        Args:
+            transforms: Input transforms by group; absent groups have none.
+        """
+        family = self.walk.ctx.family
+        return linear_hessians(self.block, family, self.groups, transforms or {}, self.given)
+
+    def replace_(
+        self,
+        name: str,
+        layer: QuantizedLayer,
+        *,
+        hessian: Tensor | None = None,
+        error: float | None = None,
+    ) -> None:
+        """Put a quantized layer in the place of a linear, in place.
+
+        Args:
+            name: Relative to the block.
+            layer: What stands there from now on.
+            hessian: Of the layer's transformed inputs; the report then has its output error.
+            error: Relative output error, where the method measured it itself.
+        """
+        linear = linear_at(self.block, name)
+        if hessian is not None and isinstance(layer, QuantLinear) and layer.grid is not None:
+            mapped = transformed_weight(linear.weight.detach().float(), list(layer.transforms))
+            error = output_error(mapped, layer.dequantized(), hessian)
+        if error is not None:
+            self.walk.errors[f"{self.name}.{name}"] = error
+        self.walk.widths.add(linear.in_features)
+        replace_module_(self.block, name, layer)
 
 
 class Walk:
     """Iterates over the blocks of a denoiser; the consumer quantizes each before asking for more.
 
+    What is not given here is read from the method's options, where they have it.
+
     Args:
         transformer: The denoiser, all its blocks still in full precision.
         ctx: Context of the method.
-        samples: (prompt, timestep) samples to calibrate on.
+        samples: (prompt, timestep) samples to calibrate on; None takes the options' ``samples`` at
+            equally spaced ``timesteps``.
         branches: Guidance branches of a sample: ``both``, ``alternate`` or ``cond``.
         inputs: ``fp`` gives every block the inputs of the full-precision model; ``quantized`` adds
             those that the quantized blocks before it deliver.
         verb: What the progress line says is done to a block.
         prepare: Called with a block and its full-precision inputs before its targets are computed;
             may fold scales in the block, in place, which leaves its function as it was.
+
+    Attributes:
+        ctx: Context of the method.
+        samples: The samples.
+        errors: Relative output errors by qualified name of the linear, where measured.
+        widths: Input widths of the linears replaced so far.
     """
 
     def __init__(
         self,
         transformer: nn.Module,
         ctx: QuantContext,
-        samples: Sequence[Sample],
+        samples: Sequence[Sample] | None = None,
         *,
-        branches: str = "alternate",
-        inputs: str = "fp",
+        branches: str | None = None,
+        inputs: str | None = None,
         verb: str = "quantizing",
         prepare: Callable[[nn.Module, Sequence[BlockInput]], None] | None = None,
     ) -> None:
+        options = ctx.options
+        self._notes: tuple[str, ...] = ()
+        if samples is None:
+            samples = uniform_samples(ctx.calibration, options.samples, options.timesteps)
+            self._notes = shortage(samples, options.samples)
+        inputs = inputs or getattr(options, "inputs", "fp")
         if inputs not in ("fp", "quantized"):
             raise ValueError(f"inputs is {inputs!r}, expected fp or quantized")
+        self.ctx, self.samples = ctx, list(samples)
+        self.errors: dict[str, float] = {}
+        self.widths: set[int] = set()
         self._transformer = transformer
-        self._ctx = ctx
-        self._samples = list(samples)
-        self._rule = branches
+        self._rule = branches or str(getattr(options, "branches", "alternate"))
+        self._modulation = getattr(options, "modulation", "w")
         self._separate = inputs == "quantized"
         self._verb = verb
         self._prepare = prepare
@@ -90,51 +158,53 @@ class Walk:
 
     def __iter__(self) -> Iterator[WalkedBlock]:
         """Yield every block in order."""
-        with tempfile.TemporaryDirectory(prefix="harness-", dir=self._ctx.scratch) as folder:
+        with tempfile.TemporaryDirectory(prefix="harness-", dir=self.ctx.scratch) as folder:
             yield from self._walk(Path(folder))
 
     def _walk(self, folder: Path) -> Iterator[WalkedBlock]:
-        blocks = self._ctx.family.blocks(self._transformer)
+        blocks = self.ctx.family.blocks(self._transformer)
         inputs: Sequence[BlockInput] = self._spill(folder / "first", self._first())
         self._branches = inputs[0].branches
         given = inputs
         for index, (name, block) in enumerate(blocks):
-            self._ctx.progress(index / len(blocks), f"{self._verb} {name}")
+            self.ctx.progress(index / len(blocks), f"{self._verb} {name}")
             if self._prepare is not None:
                 self._prepare(block, inputs)
             targets = self._spill(folder / f"{index}-targets", self._run(block, inputs))
             yield WalkedBlock(
-                index=index, name=name, block=block, inputs=inputs, targets=targets, given=given
-            )
+                index=index, name=name, block=block,
+                groups=block_groups(self.ctx.family, block, self._modulation),
+                inputs=inputs, targets=targets, given=given, walk=self,
+            )  # fmt: skip
             passed = targets
             if self._separate:
                 passed = self._spill(folder / f"{index}-given", self._run(block, given))
             spent = {id(used): used for used in (_spilled(inputs), _spilled(given))}
             for used in spent.values():
                 used.clear()
-            advance = _Advanced(self._transformer, self._ctx.family, index, targets)
+            advance = _Advanced(self._transformer, self.ctx.family, index, targets)
             inputs = given = advance
             if self._separate:
-                given = _Advanced(self._transformer, self._ctx.family, index, passed)
+                given = _Advanced(self._transformer, self.ctx.family, index, passed)
 
     def _first(self) -> Iterator[BlockInput]:
         turns: list[int | None] = []
-        family, pool = self._ctx.family, self._ctx.calibration
-        caught = each_first_block_input(self._transformer, family, pool, self._samples)
+        family, pool = self.ctx.family, self.ctx.calibration
+        caught = each_first_block_input(self._transformer, family, pool, self.samples)
         for i, given in enumerate(caught):
-            turns = turns or branch_turns(self._samples, given.branches, self._rule)
+            turns = turns or branch_turns(self.samples, given.branches, self._rule)
             turn = turns[i]
             yield given if turn is None else given.branch(turn)
 
     def _run(self, block: nn.Module, inputs: Sequence[BlockInput]) -> Iterator[BlockInput]:
         for given in inputs:
             with torch.no_grad():
-                out = run_block(block, self._ctx.family, given)
+                out = run_block(block, self.ctx.family, given)
             yield given.with_streams(out)
 
     def _spill(self, folder: Path, inputs: Iterable[BlockInput]) -> SpilledInputs:
         folder.mkdir()
-        return SpilledInputs(folder, self._ctx.device).extend(inputs)
+        return SpilledInputs(folder, self.ctx.device).extend(inputs)
 
     def report(
         self,
@@ -152,41 +222,26 @@ class Walk:
             passes: Passes of the samples through every block that the consumer added to the
                 walk's own (targets, and the quantized prefix where it is asked for).
             steps: Training steps a block, one sample each.
-            errors: Relative output errors by qualified name of the linear.
-            notes: What a reader of the table must know.
+            errors: Relative output errors by qualified name, where ``replace_`` did not take them.
+            notes: What a reader of the table must know, besides a shortage of the samples that the
+                walk took by itself.
             curves: Named series.
             mixed: Why widths differ from the nominal label.
         """
-        pool = self._ctx.calibration
+        pool = self.ctx.calibration
         own = 1 + self._separate
-        spent = ((own + passes) * len(self._samples) + steps) * self._branches
+        spent = ((own + passes) * len(self.samples) + steps) * self._branches
         return QuantReport(
             execution=SIMULATED,
-            layers=layer_reports(self._transformer, errors),
+            layers=layer_reports(self._transformer, (*self.errors.items(), *errors)),
             calibration_clips=len(pool.prompts),
             calibration_forwards=pool.forwards + spent,
-            calibration_samples=len(self._samples),
+            calibration_samples=len(self.samples),
             seconds=time.perf_counter() - self._started,
-            notes=tuple(notes),
+            notes=(*self._notes, *notes),
             curves=dict(curves or {}),
             mixed=mixed,
         )
-
-
-def block_groups(family: Family, block: nn.Module, modulation: str = "w") -> list[InputGroup]:
-    """Input groups of a block.
-
-    Args:
-        family: Facts.
-        block: The block.
-        modulation: ``w`` counts modulation linears in, ``fp`` leaves them out.
-
-    Raises:
-        ValueError: Another value of ``modulation``.
-    """
-    if modulation not in MODULATION:
-        raise ValueError(f"modulation is {modulation!r}, expected one of {MODULATION}")
-    return [g for g in family.groups(block) if modulation == "w" or not g.modulation]
 
 
 class _Advanced(Sequence[BlockInput]):

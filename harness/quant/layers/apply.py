@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from harness.bits import IDENTITY_WIDTH
 from harness.method import SIMULATED, LayerReport, QuantContext, QuantReport
-from harness.models.families.base import Family, InputGroup, linear_at, target_linears
+from harness.models.families.base import Family, InputGroup, linear_at
+from harness.options import Modulation
 from harness.quant.layers.activation import ActivationSpec
 from harness.quant.layers.layers import QuantizedLayer, quantized_layers, replace_module_
 
@@ -18,6 +19,22 @@ if TYPE_CHECKING:
 
 MODULATION = ("w", "fp")
 """What becomes of modulation linears: nominal weight width, or full precision (ablation)."""
+
+
+def block_groups(family: Family, block: nn.Module, modulation: str = "w") -> list[InputGroup]:
+    """Input groups of a block whose linears are quantized.
+
+    Args:
+        family: Facts.
+        block: The block.
+        modulation: ``w`` counts modulation linears in, ``fp`` leaves them out.
+
+    Raises:
+        ValueError: Another value of ``modulation``.
+    """
+    if modulation not in get_args(Modulation):
+        raise ValueError(f"modulation is {modulation!r}, expected one of {get_args(Modulation)}")
+    return [g for g in family.groups(block) if modulation == "w" or not g.modulation]
 
 
 def targets(family: Family, transformer: nn.Module, modulation: str = "w") -> dict[str, InputGroup]:
@@ -31,10 +48,12 @@ def targets(family: Family, transformer: nn.Module, modulation: str = "w") -> di
     Raises:
         ValueError: Another value of ``modulation``.
     """
-    if modulation not in MODULATION:
-        raise ValueError(f"modulation is {modulation!r}, expected one of {MODULATION}")
-    found = target_linears(family, transformer)
-    return {n: g for n, g in found.items() if modulation == "w" or not g.modulation}
+    return {
+        f"{name}.{linear}": group
+        for name, block in family.blocks(transformer)
+        for group in block_groups(family, block, modulation)
+        for linear in group.linears
+    }
 
 
 def activation_of(group: InputGroup, spec: ActivationSpec) -> ActivationSpec:

@@ -36,7 +36,7 @@ class Shape(NamedTuple):
         return f"hadamard-{order}" if self.blocks == 1 else f"hadamard-{self.blocks}x{order}"
 
 
-def shape_of(width: int) -> Shape:
+def hadamard_shape(width: int) -> Shape:
     """Choose the largest Hadamard order for a width."""
     if width < 1:
         raise ValueError(f"width {width} is not positive")
@@ -98,7 +98,7 @@ def factors(width: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Ten
         ``[outer, outer]`` and ``[inner, inner]``; a block-diagonal shape has the identity as outer
         factor.
     """
-    shape = shape_of(width)
+    shape = hadamard_shape(width)
     inner = _matrix(shape.inner) / shape.inner**0.5
     if shape.blocks > 1:
         return torch.eye(shape.blocks, dtype=dtype), inner.to(dtype)

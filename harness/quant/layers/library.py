@@ -39,7 +39,7 @@ LOW_BIT_PRODUCTS = {"aten::_int_mm", "aten::_scaled_mm", "mslk::f8f8bf16_rowwise
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Scheme:
+class LibraryScheme:
     """What a library rounds.
 
     Attributes:
@@ -72,7 +72,7 @@ class LibraryLinear(QuantizedLayer):
     kind = "library"
 
     def __init__(
-        self, inner: nn.Module, scheme: Scheme, shape: tuple[int, int], dtype: torch.dtype
+        self, inner: nn.Module, scheme: LibraryScheme, shape: tuple[int, int], dtype: torch.dtype
     ) -> None:
         super().__init__()
         self.inner = inner
@@ -109,7 +109,7 @@ class LibraryLinear(QuantizedLayer):
         Raises:
             HarnessError: The library is not installed, or in another version.
         """
-        scheme = Scheme(**facts["scheme"])
+        scheme = LibraryScheme(**facts["scheme"])
         require(scheme.library, facts["version"])
         whole = {k: v.to(getattr(torch, facts["dtypes"][k])) for k, v in tensors.items()}
         shape = (int(facts["shape"][0]), int(facts["shape"][1]))
@@ -170,7 +170,7 @@ def installed_version(library: str) -> str:
         return ""
 
 
-def absent(library: str) -> Unsupported | None:
+def not_installed(library: str) -> Unsupported | None:
     """Why a row of this library cannot be made: it is not installed."""
     if installed_version(library):
         return None
@@ -178,7 +178,7 @@ def absent(library: str) -> Unsupported | None:
     return Unsupported(reason=f"{library} is not installed: {extra}")
 
 
-def other_label(bits: str, known: tuple[str, ...], why: str) -> Unsupported | None:
+def only_at(bits: str, known: tuple[str, ...], why: str) -> Unsupported | None:
     """Why a row of these widths would not be what its label says."""
     if bits in known:
         return None

@@ -14,6 +14,7 @@ from harness.method import LayerReport
 from harness.quant.layers import transform as known_transforms
 from harness.quant.layers.activation import ActivationSpec, quantize_activation
 from harness.quant.layers.grid import Affine, decode, encode, expand, storable, weight_grid
+from harness.quant.layers.group_size import fitting_group  # noqa: F401
 from harness.quant.layers.layers import QuantizedLayer, compact, dtype_name, under
 from harness.quant.layers.low_rank import LowRank
 from harness.quant.layers.pack import pack, unpack
@@ -288,17 +289,6 @@ def quantize_linear(
         activation=activation,
         low_rank=low_rank,
     )
-
-
-def fitting_group(width: int, group: int) -> int:
-    """Largest divisor of a width that is no larger than ``group``.
-
-    Miniatures are narrower than the groups of the papers; the widths of real models give 64 and 128
-    back. 0, one grid for the whole row, stays 0.
-    """
-    if group == 0:
-        return 0
-    return next(size for size in range(min(group, width), 0, -1) if width % size == 0)
 
 
 def stored_grid(grid: Affine) -> Affine:

@@ -108,7 +108,7 @@ class Hadamard(nn.Module):
     @property
     def label(self) -> str:
         """Kind and order, ``hadamard-128``."""
-        return hadamard.shape_of(self.signs.numel()).label
+        return hadamard.hadamard_shape(self.signs.numel()).label
 
 
 class Kronecker(nn.Module):

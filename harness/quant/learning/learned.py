@@ -22,7 +22,6 @@ from harness.quant.layers.transform import Kronecker, kronecker_sizes
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROTATIONS = ("hadamard", "random", "identity", "none")
 CLIP_LOGIT = 4.0  # sigmoid(4.0) = 0.982, FlatQuant's initial clipping factor
 
 
@@ -66,7 +65,7 @@ def _rotation(size: int, kind: str, generator: torch.Generator) -> Tensor:
     """
     if kind == "identity":
         return torch.eye(size)
-    if kind == "random" or hadamard.shape_of(size).blocks > 1:
+    if kind == "random" or hadamard.hadamard_shape(size).blocks > 1:
         gaussian = torch.randn(size, size, generator=generator, dtype=torch.float64)
         q, r = torch.linalg.qr(gaussian)
         return (q * torch.diagonal(r).sign()).float()

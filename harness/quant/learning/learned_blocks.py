@@ -1,25 +1,23 @@
 """Learning the transforms of a block, then folding and rounding it: the trainer of FlatQuant.
 
 The part that FlatQuant (arXiv 2410.09426) and S2Q-VDiT (arXiv 2508.04016, App. A) have in common. A
-method brings the data, the loss weights and a ``Recipe``; what differs between two methods that
-share a recipe is then their data and their loss alone.
+method brings the data and the loss weights; what differs between two methods with the same
+``LearnedOptions`` is then their data and their loss alone.
 """
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 
 from harness.bits import IDENTITY_WIDTH
 from harness.models.families.base import linear_at
-from harness.quant.calibration.capture import BRANCHES
+from harness.options import Amount, Prefix, Rounding, SampleOptions, Share, Whole, options
 from harness.quant.calibration.statistics import channel_absmax
-from harness.quant.calibration.walk import block_groups
 from harness.quant.layers.activation import ActivationSpec
-from harness.quant.layers.apply import MODULATION, activation_of
+from harness.quant.layers.apply import activation_of
 from harness.quant.layers.grid import weight_grid
 from harness.quant.layers.layers import replace_module_
 from harness.quant.layers.linear import (
@@ -31,14 +29,12 @@ from harness.quant.layers.linear import (
 )
 from harness.quant.learning.block_trainer import BlockTask, train_block
 from harness.quant.learning.learned import (
-    ROTATIONS,
     LearnedInput,
     LearnedLinear,
     clip_parameters,
     transform_parameters,
 )
-from harness.quant.options import check_choice, check_range
-from harness.quant.rounding.gptq import gptq, linear_hessians, output_error
+from harness.quant.rounding.gptq import gptq
 from harness.quant.rounding.smoothing import apply_scale_
 
 if TYPE_CHECKING:
@@ -47,70 +43,45 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from harness.method import QuantContext
-    from harness.models.block_input import BlockInput
     from harness.models.families.base import InputGroup
+    from harness.quant.calibration.walk import WalkedBlock
 
 PAPER_EPOCHS = 15  # S2Q-VDiT App. A; FlatQuant's implementation details
 FLOOR = 1e-3  # final learning rate over the first; FlatQuant's released code, cali_flat_quant
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Recipe:
-    """How a block is learned.
+@options
+class LearnedOptions(SampleOptions):
+    """What the learned methods let one choose besides their data.
 
     Attributes:
         scale: Learn a channel scale.
         rotation: Start of the Kronecker transform: ``hadamard``, ``random``, ``identity``, or
             ``none`` for no transform.
         learn: Train at all; False keeps scale and rotation at their start and clips nothing.
-        steps: Optimiser steps a block, one sample each.
+        epochs: Passes over ``samples`` samples for each block; where fewer were found, the
+            optimiser still takes epochs * samples steps, so that methods differ in their data
+            alone.
         lr_transform: Learning rate of scale and transform.
         lr_clip: Learning rate of the clipping thresholds.
         smoothing: Exponent of the initial scale, SmoothQuant's alpha.
+        inputs: Block inputs during training: ``fp`` from the full-precision model, ``quantized``
+            from the quantized blocks before it (targets stay full precision).
         rounding: ``gptq`` or ``rtn``.
-        modulation: ``w`` quantizes the weights of modulation linears, ``fp`` leaves them out.
     """
 
-    scale: bool
-    rotation: str
-    learn: bool
-    steps: int
-    lr_transform: float
-    lr_clip: float
-    smoothing: float
-    rounding: str
-    modulation: str
-
-    @classmethod
-    def of(cls, options: Any) -> Recipe:
-        """Take the recipe out of a method's options, which name its parts alike.
-
-        ``steps`` are the options' ``epochs`` times ``samples``, also where fewer samples were
-        found, so that methods differ in their data alone.
-        """
-        named = {f.name: getattr(options, f.name) for f in fields(cls) if f.name != "steps"}
-        return cls(steps=options.epochs * options.samples, **named)
+    scale: bool = True
+    rotation: Literal["hadamard", "random", "identity", "none"] = "hadamard"
+    learn: bool = True
+    epochs: Whole = PAPER_EPOCHS
+    lr_transform: Amount = 5e-3  # S2Q-VDiT App. A; FlatQuant's released scripts, --flat_lr
+    lr_clip: Amount = 5e-2  # S2Q-VDiT App. A; FlatQuant's released code, ten times --flat_lr
+    smoothing: Share = 0.5  # SmoothQuant's default (arXiv 2211.10438); FlatQuant's code has 0.3
+    inputs: Prefix = "fp"
+    rounding: Rounding = "gptq"
 
 
-def check_recipe(options: Any) -> None:
-    """Refuse options of a learned method that no recipe can be made of.
-
-    Raises:
-        UsageError: A value is unknown or out of range.
-    """
-    check_range("samples", options.samples, 1)
-    check_range("epochs", options.epochs, 0)
-    check_choice("rotation", options.rotation, ROTATIONS)
-    check_range("lr_transform", options.lr_transform, 0)
-    check_range("lr_clip", options.lr_clip, 0)
-    check_range("smoothing", options.smoothing, 0, 1)
-    check_choice("branches", options.branches, BRANCHES)
-    check_choice("inputs", options.inputs, ("fp", "quantized"))
-    check_choice("rounding", options.rounding, ("gptq", "rtn"))
-    check_choice("modulation", options.modulation, MODULATION)
-
-
-def short_training(options: Any) -> tuple[str, ...]:
+def short_training(options: LearnedOptions) -> tuple[str, ...]:
     """Say so where a block is trained for fewer epochs than in the papers."""
     if not options.learn or options.epochs >= PAPER_EPOCHS:
         return ()
@@ -128,61 +99,63 @@ class BlockLearner:
     """Learns and rounds one block after the other.
 
     Args:
-        ctx: Widths, family, seed.
-        recipe: How.
+        ctx: Widths, family, seed; its options are ``LearnedOptions``.
 
     Attributes:
         curves: Loss of every optimiser step, by ``loss_block_<index>``.
-        errors: Relative output error of every rounded linear, by qualified name.
         passes: Passes of the samples through a block besides training: statistics and Hessians.
     """
 
     passes = 2
 
-    def __init__(self, ctx: QuantContext, recipe: Recipe) -> None:
-        self.ctx, self.recipe = ctx, recipe
+    def __init__(self, ctx: QuantContext) -> None:
+        self.ctx = ctx
+        self.options: LearnedOptions = ctx.options
         self.curves: dict[str, list[float]] = {}
-        self.errors: dict[str, float] = {}
 
-    def quantize_block_(self, prefix: str, block: nn.Module, task: BlockTask, index: int) -> None:
-        """Learn a block against its task and replace its linears, in place."""
-        self.fold_and_round_(prefix, block, self.learn_block(block, task, index), task.inputs)
+    def quantize_block_(
+        self, walked: WalkedBlock, weights: Sequence[dict[str, Tensor]] | None = None
+    ) -> None:
+        """Learn a block against its full-precision outputs and replace its linears, in place.
+
+        Args:
+            walked: The block.
+            weights: Loss weights of the tokens of every sample, None weighs all alike.
+        """
+        task = BlockTask(inputs=walked.given, targets=walked.targets, weights=weights)
+        self.fold_and_round_(walked, self.learn_block(walked, task))
 
     @property
     def steps_taken(self) -> int:
         """Optimiser steps that a block took."""
         return len(self.curves["loss_block_0"])
 
-    def groups(self, block: nn.Module) -> list[InputGroup]:
-        """Target groups of a block under the modulation option."""
-        return block_groups(self.ctx.family, block, self.recipe.modulation)
-
-    def learn_block(self, block: nn.Module, task: BlockTask, index: int) -> LearnedBlock:
+    def learn_block(self, walked: WalkedBlock, task: BlockTask) -> LearnedBlock:
         """Learn scale, transform and clipping of a block (S2Q-VDiT App. A) and return them.
 
         Args:
-            block: Full-precision block; it is not changed.
+            walked: Full-precision block; it is not changed.
             task: Data.
-            index: Of the block, for the seed and the name of its loss curve.
         """
-        recipe = self.recipe
-        generator = self.ctx.generator(salt=100 + index)
+        options, block = self.options, walked.block
+        generator = self.ctx.generator(salt=100 + walked.index)
         trained = copy.deepcopy(block).float()
         absmax = channel_absmax(block, self.ctx.family, task.inputs)
         found = LearnedBlock({}, {})
-        for group in self.groups(block):
+        for group in walked.groups:
             self._prepare_(trained, block, group, absmax[group.name], found, generator)
 
         def begin_step(step: int) -> None:
             for shared in found.inputs.values():
                 shared.begin_step()
 
-        steps = 0 if self.ctx.bits.is_identity or not recipe.learn else recipe.steps
+        trains = options.learn and not self.ctx.bits.is_identity
+        steps = options.epochs * options.samples if trains else 0
         groups = [
-            {"params": transform_parameters(trained), "lr": recipe.lr_transform},
-            {"params": clip_parameters(trained), "lr": recipe.lr_clip},
+            {"params": transform_parameters(trained), "lr": options.lr_transform},
+            {"params": clip_parameters(trained), "lr": options.lr_clip},
         ]
-        self.curves[f"loss_block_{index}"] = train_block(
+        self.curves[f"loss_block_{walked.index}"] = train_block(
             trained, self.ctx.family, task, [{**g, "weight_decay": 0.0} for g in groups],
             optimizer=torch.optim.AdamW, steps=steps, generator=generator,
             floor=FLOOR, before_step=begin_step,
@@ -200,42 +173,36 @@ class BlockLearner:
         generator: torch.Generator,
     ) -> None:
         """Put the trainable form of a group's linears into ``trained``, in place."""
-        recipe, bits = self.recipe, self.ctx.bits
+        options, bits = self.options, self.ctx.bits
         linears = {n: linear_at(block, n) for n in group.linears}
         scale = None
-        if recipe.scale and not group.modulation:
-            scale = initial_scale(absmax, list(linears.values()), recipe.smoothing)
+        if options.scale and not group.modulation:
+            scale = initial_scale(absmax, list(linears.values()), options.smoothing)
         shared = LearnedInput(
             absmax.numel(),
             activation_of(group, ActivationSpec(bits=bits.a)).bits,
             scale=scale,
-            rotation="none" if group.modulation else recipe.rotation,
-            clip=recipe.learn,
+            rotation="none" if group.modulation else options.rotation,
+            clip=options.learn,
             generator=generator,
         ).to(self.ctx.device)
         found.inputs[group.name] = shared
         for name, linear in linears.items():
-            learned = LearnedLinear(linear, shared, bits.w, clip=recipe.learn)
+            learned = LearnedLinear(linear, shared, bits.w, clip=options.learn)
             found.linears[name] = learned.to(self.ctx.device)
             replace_module_(trained, name, found.linears[name])
 
     @torch.no_grad()
-    def fold_and_round_(
-        self, prefix: str, block: nn.Module, learned: LearnedBlock, inputs: Sequence[BlockInput]
-    ) -> None:
+    def fold_and_round_(self, walked: WalkedBlock, learned: LearnedBlock) -> None:
         """Fold scales into their producers, round every weight in its learned basis, in place."""
-        groups = self.groups(block)
-        transforms = {g.name: _fold_(block, g, learned.inputs[g.name]) for g in groups}
-        hessians = linear_hessians(block, self.ctx.family, groups, transforms, inputs)
-        for group in groups:
-            for name in group.linears:
-                linear = linear_at(block, name)
-                steps, hessian = transforms[group.name], hessians[name]
-                layer = self._round_linear(linear, group, steps, learned, name, hessian)
-                mapped = transformed_weight(linear.weight.float(), steps)
-                error = output_error(mapped, layer.dequantized(), hessian)
-                self.errors[f"{prefix}.{name}"] = error
-                replace_module_(block, name, layer)
+        transforms = {
+            g.name: _fold_(walked.block, g, learned.inputs[g.name]) for g in walked.groups
+        }
+        hessians = walked.hessians(transforms)
+        for name, linear, group in walked.linears():
+            steps, hessian = transforms[group.name], hessians[name]
+            layer = self._round_linear(linear, group, steps, learned, name, hessian)
+            walked.replace_(name, layer, hessian=hessian)
 
     def _round_linear(
         self,
@@ -257,7 +224,7 @@ class BlockLearner:
         clip_low, clip = learned.linears[name].clip_factors()
         grid = stored_grid(weight_grid(mapped, weight.bits, clip=clip, clip_low=clip_low))
         codes = None
-        if self.recipe.rounding == "gptq":
+        if self.options.rounding == "gptq":
             codes = gptq(mapped, hessian, grid, weight.bits)
         return quantize_linear(linear, weight, activation, transforms=steps, grid=grid, codes=codes)
 
