@@ -11,51 +11,50 @@ MLSys 2024. For each tensor that linears read:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from harness.api import (
     IDENTITY_WIDTH,
+    SAME_BUDGET,
+    SAME_TARGETS,
     BitSpec,
     Deviation,
+    Method,
     QuantContext,
     QuantReport,
     Reproduction,
+    SpacedOptions,
     Unsupported,
+    Whole,
+    options,
 )
-from harness.models.families.base import linear_at
-from harness.quant.calibration.capture import BRANCHES
-from harness.quant.calibration.salience import shortage
-from harness.quant.calibration.samples import uniform_samples
-from harness.quant.calibration.walk import Walk, block_groups
-from harness.quant.layers.activation import ActivationSpec
-from harness.quant.layers.apply import MODULATION
-from harness.quant.layers.grid import expand, fake_quantize, weight_grid
-from harness.quant.layers.layers import replace_module_
-from harness.quant.layers.linear import (
+from harness.quant import (
+    ActivationSpec,
     QuantLinear,
+    Walk,
     WeightSpec,
+    apply_scales_,
+    expand,
+    fake_quantize,
     fitting_group,
+    group_note,
+    linear_at,
     quantize_linear,
+    search_output_clip,
     stored_grid,
+    summarise_inputs,
     transformed_weight,
+    weight_grid,
 )
-from harness.quant.options import check_choice, check_range
-from harness.quant.rounding.clip import search_output_clip
-from harness.quant.rounding.gptq import output_error
-from harness.quant.rounding.groups import group_note
-from harness.quant.rounding.smoothing import apply_scale_, summarise_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor, nn
 
-    from harness.models.families.base import InputGroup
-    from harness.quant.calibration.walk import WalkedBlock
-    from harness.quant.rounding.smoothing import InputSummary
+    from harness.quant import InputGroup, InputSummary, WalkedBlock
 
 ALPHAS = tuple(n / 20 for n in range(20))  # AWQ's released code, auto_scale: a grid of 20
 SHRINKS = tuple(1 - n / 20 for n in range(10))  # AWQ's released code, auto_clip: 1, 0.95, ... 0.55
@@ -65,8 +64,8 @@ UNCLIPPED = ("query", "key")
 decides the attention."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AWQOptions:
+@options
+class AWQOptions(SpacedOptions):
     """Knobs of AWQ.
 
     Attributes:
@@ -75,32 +74,12 @@ class AWQOptions:
         clip: Search the range of each group.
         online: Scale the inputs that no producer can take over as well, by a division at run time;
             False leaves them alone.
-        samples: (prompt, timestep) samples.
-        timesteps: Equally spaced timesteps of the samples.
-        branches: Guidance branches of a sample: ``both``, ``alternate`` or ``cond``.
-        modulation: ``w`` quantizes the weights of modulation linears too, ``fp`` leaves them out.
     """
 
-    group: int = 128  # AWQ's default
+    group: Whole = 128  # AWQ's default
     scale: bool = True
     clip: bool = True
     online: bool = True
-    samples: int = 40
-    timesteps: int = 10
-    branches: str = "alternate"
-    modulation: str = "w"
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be meant.
-
-        Raises:
-            UsageError: A value is unknown or out of range.
-        """
-        check_range("group", self.group, 0)
-        check_range("samples", self.samples, 1)
-        check_range("timesteps", self.timesteps, 1)
-        check_choice("branches", self.branches, BRANCHES)
-        check_choice("modulation", self.modulation, MODULATION)
 
 
 _DEVIATIONS = (
@@ -127,22 +106,21 @@ _DEVIATIONS = (
     ),
     Deviation(
         kind="adaptation",
-        what="40 (prompt, timestep) samples: 10 equally spaced timesteps x 4 prompts, one guidance "
-        "branch each, text and video tokens alike; modulation linears are clipped, not scaled",
-        why="the same calibration budget and target set as every method; the paper treats language "
-        "models",
+        what="modulation linears are clipped, not scaled",
+        why="nothing stands before them that could take a scale",
     ),
+    SAME_BUDGET,
+    SAME_TARGETS,
 )
 
 
-class AWQ:
+class AWQ(Method):
     """Activation-aware scales and clipping, weights only."""
 
     name = "awq"
-    version = 1
     Options = AWQOptions
     needs_calibration = True
-    unquantized = False
+    quick_s = 25.0
     reproduction = Reproduction(
         title="AWQ: Activation-aware Weight Quantization for LLM Compression and Acceleration",
         source="arXiv 2306.00978 (MLSys 2024)",
@@ -161,65 +139,70 @@ class AWQ:
     def quantize_(self, transformer: nn.Module, ctx: QuantContext) -> QuantReport:
         """Scale, clip and round block by block."""
         options: AWQOptions = ctx.options
-        samples = uniform_samples(ctx.calibration, options.samples, options.timesteps)
-        walk = Walk(transformer, ctx, samples, branches=options.branches, verb="scaling")
-        errors: dict[str, float] = {}
         curves: dict[str, list[float]] = {}
-        widths: set[int] = set()
-        for step in walk:
-            groups = block_groups(ctx.family, step.block, options.modulation)
+        walk = Walk(transformer, ctx, verb="scaling")
+        for walked in walk:
             found = summarise_inputs(
-                step.block, ctx.family, groups, step.inputs,
+                walked.block, ctx.family, walked.groups, walked.inputs,
                 tokens=0, second_moment=True, generator=ctx.generator(),
             )  # fmt: skip
-            errors |= _quantize_block_(step, groups, found, ctx, curves)
-            widths |= {summary.peak.numel() for summary in found.values()}
-        notes = (*shortage(samples, options.samples), *group_note(options.group, widths))
-        return walk.report(passes=1, errors=errors.items(), notes=notes, curves=curves)
+            hessians = second_moments(walked.groups, found)
+            scales = search_scales(walked, found, hessians, ctx, curves)
+            round_block_(walked, hessians, scales, ctx)
+        notes = group_note(options.group, walk.widths)
+        return walk.report(passes=1, notes=notes, curves=curves)
 
 
-def _quantize_block_(
-    step: WalkedBlock,
-    groups: Sequence[InputGroup],
+def second_moments(
+    groups: Sequence[InputGroup], found: dict[str, InputSummary]
+) -> dict[str, Tensor]:
+    """Hessians by linear; linears that read the same tensor share one."""
+    seen = {name: found[name].second_moment() for group in groups for name in group.observed}
+    return {
+        name: seen[name if group.split else group.linears[0]]
+        for group in groups
+        for name in group.linears
+    }
+
+
+def search_scales(
+    walked: WalkedBlock,
     found: dict[str, InputSummary],
+    hessians: dict[str, Tensor],
     ctx: QuantContext,
     curves: dict[str, list[float]],
-) -> dict[str, float]:
-    """Scale and round the linears of a block, in place; return their output errors by name."""
+) -> dict[str, Tensor]:
+    """Scales of the inputs of a block by group; the chosen exponents go into ``curves``."""
     options: AWQOptions = ctx.options
-    hessians = {name: found[name].second_moment() for g in groups for name in g.observed}
-    hessians |= {n: hessians[g.linears[0]] for g in groups if not g.split for n in g.linears}
     scales: dict[str, Tensor] = {}
-    for group in groups:
+    for group in walked.groups:
         if not options.scale or group.modulation or not (options.online or group.fold is not None):
             continue
-        readers = [
-            (hessians[n], linear_at(step.block, n).weight.detach().float()) for n in group.linears
-        ]
-        seen = [found[n] for n in group.observed]
+        linears = {name: linear_at(walked.block, name) for name in group.linears}
+        readers = [(hessians[n], linear.weight.detach().float()) for n, linear in linears.items()]
+        seen = [found[name] for name in group.observed]
         mean = torch.stack([s.total for s in seen]).sum(0) / sum(s.count for s in seen)
         alpha = best_alpha(mean, readers, _spec(mean.numel(), ctx))
         curves.setdefault(f"alpha_{group.name}", []).append(alpha)
         scales[group.name] = awq_scale(mean, alpha)
-    # all folds before any rounding: a producer may itself be a linear to be rounded
-    rest = {g.name: apply_scale_(step.block, g, scales[g.name]) for g in groups if g.name in scales}
-    errors: dict[str, float] = {}
-    for group in groups:
-        transforms = rest.get(group.name, [])
-        for name in group.linears:
-            linear, hessian = linear_at(step.block, name), hessians[name]
-            if group.name in scales:
-                inverse = 1 / scales[group.name].double()
-                hessian = hessian * inverse[:, None] * inverse
-            clipped = options.clip and group.purpose(name) not in UNCLIPPED
-            spec = _spec(linear.in_features, ctx)
-            rounded = round_clipped(linear, spec, hessian if clipped else None, transforms)
-            if ctx.bits.w < IDENTITY_WIDTH:
-                weight = transformed_weight(linear.weight.detach().float(), transforms)
-                error = output_error(weight, rounded.dequantized(), hessian)
-                errors[f"{step.name}.{name}"] = error
-            replace_module_(step.block, name, rounded)
-    return errors
+    return scales
+
+
+def round_block_(
+    walked: WalkedBlock, hessians: dict[str, Tensor], scales: dict[str, Tensor], ctx: QuantContext
+) -> None:
+    """Apply the scales of a block and round its linears, in place."""
+    options: AWQOptions = ctx.options
+    online = apply_scales_(walked.block, walked.groups, scales)
+    for name, linear, group in walked.linears():
+        hessian = hessians[name]
+        if group.name in scales:
+            inverse = 1 / scales[group.name].double()
+            hessian = hessian * inverse[:, None] * inverse
+        clipped = options.clip and group.purpose(name) not in UNCLIPPED
+        spec = _spec(linear.in_features, ctx)
+        rounded = round_clipped(linear, spec, hessian if clipped else None, online[group.name])
+        walked.replace_(name, rounded, hessian=hessian)
 
 
 def _spec(width: int, ctx: QuantContext) -> WeightSpec:

@@ -7,38 +7,40 @@ before deliver, as the paper does; order of the columns and groups are options.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from harness.api import (
-    IDENTITY_WIDTH,
-    BitSpec,
+    SAME_BUDGET,
+    SAME_TARGETS,
     Deviation,
+    Method,
+    Prefix,
     QuantContext,
     QuantReport,
     Reproduction,
-    Unsupported,
+    SpacedOptions,
+    Whole,
+    options,
 )
-from harness.models.families.base import linear_at
-from harness.quant.calibration.capture import BRANCHES
-from harness.quant.calibration.salience import shortage
-from harness.quant.calibration.samples import uniform_samples
-from harness.quant.calibration.walk import Walk, block_groups
-from harness.quant.layers.activation import ActivationSpec
-from harness.quant.layers.apply import MODULATION, activation_of
-from harness.quant.layers.layers import replace_module_
-from harness.quant.layers.linear import WeightSpec, fitting_group
-from harness.quant.options import check_choice, check_range
-from harness.quant.rounding.gptq import PERCDAMP, linear_hessians, output_error
-from harness.quant.rounding.gptq_linear import gptq_linear
-from harness.quant.rounding.groups import group_note
+from harness.quant import (
+    PERCDAMP,
+    ActivationSpec,
+    Walk,
+    WeightSpec,
+    activation_of,
+    fitting_group,
+    gptq_linear,
+    group_note,
+)
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GPTQOptions:
+@options
+class GPTQOptions(SpacedOptions):
     """Knobs of GPTQ.
 
     Attributes:
@@ -49,45 +51,22 @@ class GPTQOptions:
         percdamp: Dampening of the Hessian as a fraction of its mean diagonal.
         inputs: Block inputs of the Hessians: ``quantized`` as the quantized blocks before deliver
             them, or ``fp`` from the full-precision model.
-        samples: (prompt, timestep) samples; the paper takes 128 text segments.
-        timesteps: Equally spaced timesteps of the samples.
-        branches: Guidance branches of a sample: ``both``, ``alternate`` or ``cond``.
-        modulation: ``w`` quantizes the weights of modulation linears too, ``fp`` leaves them out.
     """
 
-    group: int = 0  # GPTQ sec. 5, "Setup": per row
+    group: Whole = 0  # GPTQ sec. 5, "Setup": per row
     symmetric: bool = True
     act_order: bool = False
-    percdamp: float = PERCDAMP
-    inputs: str = "quantized"  # GPTQ sec. 5, "Setup"
-    samples: int = 40
-    timesteps: int = 10
-    branches: str = "alternate"
-    modulation: str = "w"
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be meant.
-
-        Raises:
-            UsageError: A value is unknown or out of range.
-        """
-        check_range("group", self.group, 0)
-        check_range("percdamp", self.percdamp, 1e-6, 1)
-        check_choice("inputs", self.inputs, ("quantized", "fp"))
-        check_range("samples", self.samples, 1)
-        check_range("timesteps", self.timesteps, 1)
-        check_choice("branches", self.branches, BRANCHES)
-        check_choice("modulation", self.modulation, MODULATION)
+    percdamp: Annotated[float, Field(ge=1e-6, le=1)] = PERCDAMP
+    inputs: Prefix = "quantized"  # GPTQ sec. 5, "Setup"
 
 
-class GPTQ:
+class GPTQ(Method):
     """Min-max grids, GPTQ, dynamic per-token activations."""
 
     name = "gptq"
-    version = 1
     Options = GPTQOptions
     needs_calibration = True
-    unquantized = False
+    quick_s = 20.0
     reproduction = Reproduction(
         title="GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
         source="arXiv 2210.17323 (ICLR 2023)",
@@ -107,54 +86,29 @@ class GPTQ:
             ),
             Deviation(
                 kind="adaptation",
-                what="calibrated on 40 (prompt, timestep) samples: 10 equally spaced timesteps x 4 "
-                "prompts, one guidance branch each, text and video tokens alike",
-                why="the same calibration budget as every method; the paper takes 128 segments of "
-                "2048 tokens",
+                what="samples of a video in place of 128 segments of 2048 tokens of text",
+                why="the paper treats language models",
             ),
-            Deviation(
-                kind="adaptation",
-                what="modulation linears keep 16-bit activations; linears outside the blocks stay "
-                "in high precision",
-                why="the same target set for every method",
-            ),
+            SAME_BUDGET,
+            SAME_TARGETS,
         ),
     )
-
-    def supports(self, family: str, bits: BitSpec) -> Unsupported | None:
-        """Every family and width."""
-        return None
 
     def quantize_(self, transformer: nn.Module, ctx: QuantContext) -> QuantReport:
         """Round block by block."""
         options: GPTQOptions = ctx.options
-        samples = uniform_samples(ctx.calibration, options.samples, options.timesteps)
-        walk = Walk(
-            transformer, ctx, samples,
-            branches=options.branches, inputs=options.inputs, verb="rounding",
-        )  # fmt: skip
-        errors: dict[str, float] = {}
-        widths: set[int] = set()
-        for step in walk:
-            groups = block_groups(ctx.family, step.block, options.modulation)
-            hessians = linear_hessians(step.block, ctx.family, groups, {}, step.given)
-            for group in groups:
-                activation = activation_of(group, ActivationSpec(bits=ctx.bits.a))
-                for name in group.linears:
-                    linear = linear_at(step.block, name)
-                    widths.add(linear.in_features)
-                    spec = WeightSpec(
-                        bits=ctx.bits.w, symmetric=options.symmetric,
-                        group=fitting_group(linear.in_features, options.group),
-                    )  # fmt: skip
-                    rounded = gptq_linear(
-                        linear, spec, activation, hessians[name],
-                        percdamp=options.percdamp, act_order=options.act_order,
-                    )  # fmt: skip
-                    if ctx.bits.w < IDENTITY_WIDTH:
-                        errors[f"{step.name}.{name}"] = output_error(
-                            linear.weight, rounded.dequantized(), hessians[name]
-                        )
-                    replace_module_(step.block, name, rounded)
-        notes = (*shortage(samples, options.samples), *group_note(options.group, widths))
-        return walk.report(passes=1, errors=errors.items(), notes=notes)
+        activation = ActivationSpec(bits=ctx.bits.a)
+        walk = Walk(transformer, ctx, verb="rounding")
+        for walked in walk:
+            hessians = walked.hessians()
+            for name, linear, group in walked.linears():
+                weight = WeightSpec(
+                    bits=ctx.bits.w, symmetric=options.symmetric,
+                    group=fitting_group(linear.in_features, options.group),
+                )  # fmt: skip
+                rounded = gptq_linear(
+                    linear, weight, activation_of(group, activation), hessians[name],
+                    percdamp=options.percdamp, act_order=options.act_order,
+                )  # fmt: skip
+                walked.replace_(name, rounded, hessian=hessians[name])
+        return walk.report(passes=1, notes=group_note(options.group, walk.widths))

@@ -12,33 +12,38 @@ here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from harness.api import (
     IDENTITY_WIDTH,
-    BitSpec,
+    SAME_BUDGET,
+    SAME_TARGETS,
     Deviation,
+    Method,
+    Prefix,
     QuantContext,
     QuantReport,
     Reproduction,
-    Unsupported,
+    Rounding,
+    SpacedOptions,
+    options,
 )
-from harness.models.families.base import linear_at
-from harness.quant.calibration.capture import BRANCHES
-from harness.quant.calibration.salience import shortage
-from harness.quant.calibration.samples import uniform_samples
-from harness.quant.calibration.walk import Walk, block_groups
-from harness.quant.layers.activation import ActivationSpec
-from harness.quant.layers.apply import MODULATION, activation_of
-from harness.quant.layers.hadamard import hadamard_shape
-from harness.quant.layers.layers import replace_module_
-from harness.quant.layers.linear import QuantLinear, WeightSpec, quantize_linear, transformed_weight
-from harness.quant.layers.transform import Hadamard
-from harness.quant.options import check_choice, check_range
-from harness.quant.rounding.clip import search_clip
-from harness.quant.rounding.gptq import linear_hessians, output_error
-from harness.quant.rounding.gptq_linear import gptq_linear
+from harness.quant import (
+    ActivationSpec,
+    Hadamard,
+    QuantLinear,
+    Walk,
+    WeightSpec,
+    activation_of,
+    gptq_linear,
+    hadamard_shape,
+    linear_at,
+    quantize_linear,
+    search_clip,
+    transformed_weight,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -46,14 +51,14 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from harness.models.families.base import InputGroup
+    from harness.quant import InputGroup
 
 WIDE = 7
 """Activation width from which the note on cut ranges is given."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class QuaRotOptions:
+@options
+class QuaRotOptions(SpacedOptions):
     """Knobs of QuaRot.
 
     Attributes:
@@ -61,33 +66,11 @@ class QuaRotOptions:
         rounding: ``gptq`` or ``rtn``.
         inputs: Block inputs of the Hessians: ``quantized`` as the quantized blocks before deliver
             them, or ``fp`` from the full-precision model.
-        samples: (prompt, timestep) samples; the paper takes 128 text segments.
-        timesteps: Equally spaced timesteps of the samples.
-        branches: Guidance branches of a sample: ``both``, ``alternate`` or ``cond``.
-        modulation: ``w`` quantizes the weights of modulation linears too, ``fp`` leaves them out.
     """
 
-    clip: float = 0.9  # QuaRot, activations
-    rounding: str = "gptq"  # QuaRot, the main tables; RTN is its ablation
-    inputs: str = "quantized"
-    samples: int = 40
-    timesteps: int = 10
-    branches: str = "alternate"
-    modulation: str = "w"
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be meant.
-
-        Raises:
-            UsageError: A value is unknown or out of range.
-        """
-        check_range("clip", self.clip, 0.05, 1)
-        check_choice("rounding", self.rounding, ("gptq", "rtn"))
-        check_choice("inputs", self.inputs, ("quantized", "fp"))
-        check_range("samples", self.samples, 1)
-        check_range("timesteps", self.timesteps, 1)
-        check_choice("branches", self.branches, BRANCHES)
-        check_choice("modulation", self.modulation, MODULATION)
+    clip: Annotated[float, Field(ge=0.05, le=1)] = 0.9  # QuaRot, activations
+    rounding: Rounding = "gptq"  # QuaRot, the main tables; RTN is its ablation
+    inputs: Prefix = "quantized"
 
 
 _DEVIATIONS = (
@@ -112,29 +95,27 @@ _DEVIATIONS = (
     ),
     Deviation(
         kind="adaptation",
-        what="Hessians come from 40 (prompt, timestep) samples, one guidance branch each, text and "
-        "video tokens alike, and from unrounded inputs in a block none of whose linears is rounded "
-        "yet; the released code rounds the linears of a block one after the other",
-        why="the same calibration budget as every method; the paper takes 128 segments of 2048 "
-        "tokens",
+        what="Hessians come from unrounded inputs in a block none of whose linears is rounded yet; "
+        "the released code rounds the linears of a block one after the other",
+        why="one pass of the samples through a block",
     ),
     Deviation(
         kind="adaptation",
-        what="modulation linears keep 16-bit activations and are not rotated; linears outside the "
-        "blocks stay in high precision",
-        why="the same target set for every method",
+        what="samples of a video in place of 128 segments of 2048 tokens of text",
+        why="the paper treats language models",
     ),
+    SAME_BUDGET,
+    SAME_TARGETS,
 )
 
 
-class QuaRot:
+class QuaRot(Method):
     """Online Hadamard rotation, clipped activations, clip search and GPTQ."""
 
     name = "quarot"
-    version = 1
     Options = QuaRotOptions
     needs_calibration = True
-    unquantized = False
+    quick_s = 35.0
     reproduction = Reproduction(
         title="QuaRot: Outlier-Free 4-Bit Inference in Rotated LLMs",
         source="arXiv 2404.00456 (NeurIPS 2024)",
@@ -142,47 +123,24 @@ class QuaRot:
         deviations=_DEVIATIONS,
     )
 
-    def supports(self, family: str, bits: BitSpec) -> Unsupported | None:
-        """Every family and width."""
-        return None
-
     def quantize_(self, transformer: nn.Module, ctx: QuantContext) -> QuantReport:
         """Rotate and round block by block."""
         options: QuaRotOptions = ctx.options
-        samples = uniform_samples(ctx.calibration, options.samples, options.timesteps)
-        walk = Walk(
-            transformer, ctx, samples,
-            branches=options.branches, inputs=options.inputs, verb="rotating",
-        )  # fmt: skip
         generator = ctx.generator(salt=1)
         clipped = ActivationSpec(bits=ctx.bits.a, clip_low=options.clip, clip_high=options.clip)
-        errors: dict[str, float] = {}
-        widths: set[int] = set()
         with_hessians = options.rounding == "gptq" and ctx.bits.w < IDENTITY_WIDTH
-        for step in walk:
-            groups = block_groups(ctx.family, step.block, options.modulation)
-            turns = rotations(step.block, groups, generator)
-            widths |= {t.signs.numel() for steps in turns.values() for t in steps}
-            hessians: dict[str, Tensor] = {}
-            if with_hessians:
-                hessians = linear_hessians(step.block, ctx.family, groups, turns, step.given)
-            for group in groups:
-                for name in group.linears:
-                    linear, turn = linear_at(step.block, name), turns[group.name]
-                    hessian = hessians.get(name)
-                    activation = activation_of(group, clipped)
-                    rounded = round_rotated(linear, ctx.bits.w, activation, turn, hessian)
-                    if hessian is not None:
-                        rotated = transformed_weight(linear.weight.float(), turn)
-                        error = output_error(rotated, rounded.dequantized(), hessian)
-                        errors[f"{step.name}.{name}"] = error
-                    replace_module_(step.block, name, rounded)
-        notes = (
-            *shortage(samples, options.samples),
-            *_partial(widths),
-            *_cut(ctx.bits.a, options.clip),
-        )
-        return walk.report(passes=int(with_hessians), errors=errors.items(), notes=notes)
+        rotated: set[int] = set()
+        walk = Walk(transformer, ctx, verb="rotating")
+        for walked in walk:
+            turns = rotations(walked.block, walked.groups, generator)
+            rotated |= {turn.signs.numel() for steps in turns.values() for turn in steps}
+            hessians = walked.hessians(turns) if with_hessians else {}
+            for name, linear, group in walked.linears():
+                activation, hessian = activation_of(group, clipped), hessians.get(name)
+                layer = round_rotated(linear, ctx.bits.w, activation, turns[group.name], hessian)
+                walked.replace_(name, layer, hessian=hessian)
+        notes = (*_partial(rotated), *_cut(ctx.bits.a, options.clip))
+        return walk.report(passes=int(with_hessians), notes=notes)
 
 
 def rotations(

@@ -6,58 +6,52 @@ S2Q-VDiT (arXiv 2508.04016, eq. 1), so that the difference to it is what it lear
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.api import BitSpec, QuantContext, QuantReport, Reproduction, Unsupported
-from harness.quant.layers.activation import ActivationSpec
-from harness.quant.layers.apply import MODULATION, activation_of, quantize_linears_
-from harness.quant.layers.linear import QuantLinear, WeightSpec, quantize_linear
-from harness.quant.options import check_choice, check_range
+from harness.api import (
+    Method,
+    QuantContext,
+    QuantReport,
+    Reproduction,
+    TargetOptions,
+    Whole,
+    options,
+)
+from harness.quant import (
+    ActivationSpec,
+    QuantLinear,
+    WeightSpec,
+    activation_of,
+    quantize_linear,
+    quantize_linears_,
+)
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from harness.models.families.base import InputGroup
+    from harness.quant import InputGroup
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RTNOptions:
+@options
+class RTNOptions(TargetOptions):
     """Knobs.
 
     Attributes:
         group: Weight group size along the input channels, 0 for per output channel.
-        modulation: ``w`` quantizes the weights of modulation linears too, ``fp`` leaves them out.
     """
 
-    group: int = 0
-    modulation: str = "w"
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be meant.
-
-        Raises:
-            UsageError: A value is unknown or out of range.
-        """
-        check_range("group", self.group, 0)
-        check_choice("modulation", self.modulation, MODULATION)
+    group: Whole = 0
 
 
-class RTN:
+class RTN(Method):
     """Round every target linear to nearest."""
 
     name = "rtn"
-    version = 1
     Options = RTNOptions
-    needs_calibration = False
-    unquantized = False
+    quick_s = 5.0
     reproduction = Reproduction(
         title="Round to nearest with min-max ranges", source="common practice", code="none needed"
     )
-
-    def supports(self, family: str, bits: BitSpec) -> Unsupported | None:
-        """Every family and width."""
-        return None
 
     def quantize_(self, transformer: nn.Module, ctx: QuantContext) -> QuantReport:
         """Round."""

@@ -7,71 +7,55 @@ default would see.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.api import (
     IDENTITY_WIDTH,
-    BitSpec,
     Deviation,
+    Method,
     QuantContext,
     QuantReport,
     Reproduction,
-    Unsupported,
+    SampleOptions,
+    options,
 )
-from harness.models.families.base import linear_at
-from harness.quant.calibration.capture import BRANCHES
-from harness.quant.calibration.salience import RULES, choose_samples, pool_salience, shortage
-from harness.quant.calibration.walk import Walk, block_groups
-from harness.quant.layers.activation import ActivationSpec
-from harness.quant.layers.apply import MODULATION, activation_of
-from harness.quant.layers.layers import replace_module_
-from harness.quant.layers.linear import QuantLinear, WeightSpec
-from harness.quant.options import check_choice, check_range
-from harness.quant.rounding.clip import search_clip
-from harness.quant.rounding.gptq import linear_hessians
-from harness.quant.rounding.gptq_linear import gptq_linear
+from harness.quant import (
+    ActivationSpec,
+    QuantLinear,
+    Selection,
+    Walk,
+    WeightSpec,
+    activation_of,
+    choose_samples,
+    gptq_linear,
+    pool_salience,
+    search_clip,
+    shortage,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RTNGPTQOptions:
+@options
+class RTNGPTQOptions(SampleOptions):
     """Knobs.
 
     Attributes:
         selection: Rule that chooses the calibration samples, as in ``s2q``.
-        samples: How many.
-        branches: Guidance branches of a sample, as in ``s2q``.
-        modulation: ``w`` quantizes the weights of modulation linears too, ``fp`` leaves them out.
     """
 
-    selection: str = "sds"
-    samples: int = 40
-    branches: str = "alternate"
-    modulation: str = "w"
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be meant.
-
-        Raises:
-            UsageError: A value is unknown or out of range.
-        """
-        check_choice("selection", self.selection, RULES)
-        check_range("samples", self.samples, 1)
-        check_choice("branches", self.branches, BRANCHES)
-        check_choice("modulation", self.modulation, MODULATION)
+    selection: Selection = "sds"
 
 
-class RTNGPTQ:
+class RTNGPTQ(Method):
     """Clip search, GPTQ, dynamic per-token activations."""
 
     name = "rtn-gptq"
     version = 2
     Options = RTNGPTQOptions
     needs_calibration = True
-    unquantized = False
+    quick_s = 20.0
     reproduction = Reproduction(
         title="GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
         source="arXiv 2210.17323 (ICLR 2023)",
@@ -93,10 +77,6 @@ class RTNGPTQ:
         ),
     )
 
-    def supports(self, family: str, bits: BitSpec) -> Unsupported | None:
-        """Every family and width."""
-        return None
-
     def quantize_(self, transformer: nn.Module, ctx: QuantContext) -> QuantReport:
         """Round block by block."""
         pool, options = ctx.calibration, ctx.options
@@ -104,17 +84,14 @@ class RTNGPTQ:
         chosen = choose_samples(
             options.selection, options.samples, pool, salience, ctx.generator(salt=1)
         )
-        walk = Walk(transformer, ctx, chosen, branches=options.branches, verb="rounding")
-        for step in walk:
-            groups = block_groups(ctx.family, step.block, options.modulation)
-            hessians = linear_hessians(step.block, ctx.family, groups, {}, step.inputs)
-            for group in groups:
-                activation = activation_of(group, ActivationSpec(bits=ctx.bits.a))
-                for linear in group.linears:
-                    rounded = _round(
-                        linear_at(step.block, linear), ctx.bits.w, activation, hessians[linear]
-                    )
-                    replace_module_(step.block, linear, rounded)
+        activation = ActivationSpec(bits=ctx.bits.a)
+        walk = Walk(transformer, ctx, chosen, verb="rounding")
+        for walked in walk:
+            hessians = walked.hessians()
+            for name, linear, group in walked.linears():
+                hessian = hessians[name]
+                rounded = _round(linear, ctx.bits.w, activation_of(group, activation), hessian)
+                walked.replace_(name, rounded, hessian=hessian)
         return walk.report(passes=1, notes=shortage(chosen, options.samples))
 
 

@@ -12,46 +12,52 @@ alpha is chosen from a grid for each input by the output error of its readers, o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from harness.api import (
     IDENTITY_WIDTH,
+    SAME_BUDGET,
+    SAME_TARGETS,
     BitSpec,
+    Count,
     Deviation,
+    Method,
     QuantContext,
     QuantReport,
     Reproduction,
-    Unsupported,
+    Share,
+    SpacedOptions,
+    options,
 )
-from harness.models.families.base import linear_at
-from harness.quant.calibration.capture import BRANCHES
-from harness.quant.calibration.salience import shortage
-from harness.quant.calibration.samples import uniform_samples
-from harness.quant.calibration.walk import Walk, block_groups
-from harness.quant.layers.activation import ActivationSpec, quantize_activation
-from harness.quant.layers.apply import MODULATION, activation_of
-from harness.quant.layers.grid import fake_quantize, weight_grid
-from harness.quant.layers.layers import replace_module_
-from harness.quant.layers.linear import WeightSpec, quantize_linear, stored_grid
-from harness.quant.options import check_choice, check_range
-from harness.quant.rounding.smoothing import apply_scale_, smoothing_scale, summarise_inputs
+from harness.quant import (
+    ActivationSpec,
+    Walk,
+    WeightSpec,
+    activation_of,
+    apply_scales_,
+    fake_quantize,
+    linear_at,
+    quantize_activation,
+    quantize_linear,
+    smoothing_scale,
+    stored_grid,
+    summarise_inputs,
+    weight_grid,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor, nn
 
-    from harness.models.families.base import InputGroup
-
 ALPHAS = tuple(k / 20 for k in range(1, 20))
 """Candidates 0.05, 0.10, ... 0.95; the grid is ours, the paper tunes alpha for each model."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SmoothQuantOptions:
+@options
+class SmoothQuantOptions(SpacedOptions):
     """Knobs of SmoothQuant.
 
     Attributes:
@@ -60,33 +66,12 @@ class SmoothQuantOptions:
         online: Scale the inputs that no producer can take over as well, by a division at run time;
             False leaves them alone.
         tokens: Tokens of each input on which alphas are compared.
-        samples: (prompt, timestep) samples.
-        timesteps: Equally spaced timesteps of the samples.
-        branches: Guidance branches of a sample: ``both``, ``alternate`` or ``cond``.
-        modulation: ``w`` quantizes the weights of modulation linears too, ``fp`` leaves them out.
     """
 
     search: bool = True
-    alpha: float = 0.5  # SmoothQuant's default
+    alpha: Share = 0.5  # SmoothQuant's default
     online: bool = True
-    tokens: int = 2048
-    samples: int = 40
-    timesteps: int = 10
-    branches: str = "alternate"
-    modulation: str = "w"
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be meant.
-
-        Raises:
-            UsageError: A value is unknown or out of range.
-        """
-        check_range("alpha", self.alpha, 0, 1)
-        check_range("tokens", self.tokens, 1)
-        check_range("samples", self.samples, 1)
-        check_range("timesteps", self.timesteps, 1)
-        check_choice("branches", self.branches, BRANCHES)
-        check_choice("modulation", self.modulation, MODULATION)
+    tokens: Count = 2048
 
 
 _DEVIATIONS = (
@@ -107,27 +92,21 @@ _DEVIATIONS = (
     ),
     Deviation(
         kind="adaptation",
-        what="max|X_j| is taken over all tokens of 40 samples: 10 equally spaced timesteps x 4 "
-        "prompts, one guidance branch each, text and video tokens alike",
-        why="the same calibration budget as every method; the paper treats language models",
+        what="max|X_j| is taken over all tokens of the calibration samples",
+        why="the paper treats language models",
     ),
-    Deviation(
-        kind="adaptation",
-        what="modulation linears keep 16-bit activations and are not smoothed; linears outside the "
-        "blocks stay in high precision",
-        why="the same target set for every method",
-    ),
+    SAME_BUDGET,
+    SAME_TARGETS,
 )
 
 
-class SmoothQuant:
+class SmoothQuant(Method):
     """Channel scales by migration strength, then rounding to nearest."""
 
     name = "smoothquant"
-    version = 1
     Options = SmoothQuantOptions
     needs_calibration = True
-    unquantized = False
+    quick_s = 35.0
     reproduction = Reproduction(
         title="SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language "
         "Models",
@@ -136,43 +115,42 @@ class SmoothQuant:
         deviations=_DEVIATIONS,
     )
 
-    def supports(self, family: str, bits: BitSpec) -> Unsupported | None:
-        """Every family and width."""
-        return None
-
     def quantize_(self, transformer: nn.Module, ctx: QuantContext) -> QuantReport:
         """Smooth and round block by block."""
         options: SmoothQuantOptions = ctx.options
-        samples = uniform_samples(ctx.calibration, options.samples, options.timesteps)
-        walk = Walk(transformer, ctx, samples, branches=options.branches, verb="smoothing")
         generator = ctx.generator(salt=1)
         searched = options.search and not ctx.bits.is_identity
+        weight, activation = WeightSpec(bits=ctx.bits.w), ActivationSpec(bits=ctx.bits.a)
         curves: dict[str, list[float]] = {}
-        for step in walk:
-            groups = block_groups(ctx.family, step.block, options.modulation)
+        walk = Walk(transformer, ctx, verb="smoothing")
+        for walked in walk:
             smoothed = [
-                g for g in groups if not g.modulation and (options.online or g.fold is not None)
+                group
+                for group in walked.groups
+                if not group.modulation and (options.online or group.fold is not None)
             ]
             found = summarise_inputs(
-                step.block, ctx.family, smoothed, step.inputs,
+                walked.block, ctx.family, smoothed, walked.inputs,
                 tokens=options.tokens * searched, second_moment=False, generator=generator,
             )  # fmt: skip
             scales: dict[str, Tensor] = {}
             for group in smoothed:
-                weights = [linear_at(step.block, n).weight.detach().float() for n in group.linears]
-                peak = torch.stack([found[n].peak for n in group.linears]).amax(0)
+                linears = [linear_at(walked.block, name) for name in group.linears]
+                weights = [linear.weight.detach().float() for linear in linears]
+                peak = torch.stack([found[name].peak for name in group.linears]).amax(0)
                 alpha = options.alpha
                 if searched:
-                    tokens = [found[n].tokens() for n in group.observed]
+                    tokens = [found[name].tokens() for name in group.observed]
                     alpha = best_alpha(peak, tokens, weights, ctx.bits)
                 curves.setdefault(f"alpha_{group.name}", []).append(alpha)
                 scales[group.name] = group_scale(peak, weights, alpha)
-            # all folds before any rounding: a producer may itself be a linear to be rounded
-            rest = {g.name: apply_scale_(step.block, g, scales[g.name]) for g in smoothed}
-            for group in groups:
-                _round_(step.block, group, ctx.bits, rest.get(group.name, []))
-        notes = shortage(samples, options.samples)
-        return walk.report(passes=1, notes=notes, curves=curves)
+            online = apply_scales_(walked.block, walked.groups, scales)
+            for name, linear, group in walked.linears():
+                rounded = quantize_linear(
+                    linear, weight, activation_of(group, activation), transforms=online[group.name]
+                )
+                walked.replace_(name, rounded)
+        return walk.report(passes=1, curves=curves)
 
 
 def group_scale(peak: Tensor, weights: Sequence[Tensor], alpha: float) -> Tensor:
@@ -217,16 +195,3 @@ def smoothed_error(
             scaled = fake_quantize(scaled, stored_grid(weight_grid(scaled, bits.w)), bits.w)
         total += float((rounded[place] @ scaled.T - tokens[place] @ weight.T).square().sum())
     return total
-
-
-def _round_(
-    block: nn.Module, group: InputGroup, bits: BitSpec, transforms: Sequence[nn.Module]
-) -> None:
-    """Round the linears of a group to nearest, in place."""
-    activation = activation_of(group, ActivationSpec(bits=bits.a))
-    for name in group.linears:
-        linear = linear_at(block, name)
-        rounded = quantize_linear(
-            linear, WeightSpec(bits=bits.w), activation, transforms=transforms
-        )
-        replace_module_(block, name, rounded)

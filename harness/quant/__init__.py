@@ -146,7 +146,9 @@ if TYPE_CHECKING:
     from harness.quant.rounding.gptq_linear import gptq_linear as gptq_linear
     from harness.quant.rounding.smoothing import (
         apply_scale_ as apply_scale_,
+        apply_scales_ as apply_scales_,
         smoothing_scale as smoothing_scale,
+        weight_absmax as weight_absmax,
     )
 
 _HOMES = {
@@ -188,6 +190,7 @@ _HOMES = {
     "activation_of": "harness.quant.layers.apply",
     "affine": "harness.quant.layers.grid",
     "apply_scale_": "harness.quant.rounding.smoothing",
+    "apply_scales_": "harness.quant.rounding.smoothing",
     "attach_policy_": "harness.quant.layers.policy",
     "block_attention_mass": "harness.quant.calibration.attention_mass",
     "block_groups": "harness.quant.layers.apply",
@@ -245,6 +248,7 @@ _HOMES = {
     "train_block": "harness.quant.learning.block_trainer",
     "transformed_weight": "harness.quant.layers.linear",
     "uniform_samples": "harness.quant.calibration.samples",
+    "weight_absmax": "harness.quant.rounding.smoothing",
     "weight_grid": "harness.quant.layers.grid",
 }
 

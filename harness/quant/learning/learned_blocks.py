@@ -35,7 +35,7 @@ from harness.quant.learning.learned import (
     transform_parameters,
 )
 from harness.quant.rounding.gptq import gptq
-from harness.quant.rounding.smoothing import apply_scale_
+from harness.quant.rounding.smoothing import apply_scale_, weight_absmax
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -244,6 +244,6 @@ def initial_scale(absmax: Tensor, linears: Sequence[nn.Linear], alpha: float) ->
         linears: The linears that read it.
         alpha: Migration strength.
     """
-    weight = torch.stack([m.weight.detach().abs().amax(0) for m in linears]).amax(0)
+    weight = weight_absmax(linears)
     scale = absmax.clamp_min(1e-5) ** alpha / weight.clamp_min(1e-5) ** (1 - alpha)
     return scale.clamp(1e-5, 1e5)

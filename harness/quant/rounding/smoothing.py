@@ -17,6 +17,8 @@ from harness.quant.layers.grid import storable
 from harness.quant.layers.transform import ChannelScale
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from harness.models.families.base import InputGroup
 
 LOWEST, HIGHEST = 1e-5, 1e5
@@ -56,3 +58,24 @@ def apply_scale_(block: nn.Module, group: InputGroup, scale: Tensor) -> list[nn.
     """
     rest = scale if group.fold is None else fold_scale_(block, group, scale)
     return [] if rest is None else [ChannelScale(storable(rest.float()))]
+
+
+def apply_scales_(
+    block: nn.Module, groups: Sequence[InputGroup], scales: Mapping[str, Tensor]
+) -> dict[str, list[nn.Module]]:
+    """Divide the shared inputs of groups by their scales, as ``apply_scale_`` does, in place.
+
+    All of them before any rounding: a producer may itself be a linear that is to be rounded.
+
+    Returns:
+        Input transforms of what stays online by group, none where a group has no scale.
+    """
+    return {
+        group.name: apply_scale_(block, group, scales[group.name]) if group.name in scales else []
+        for group in groups
+    }
+
+
+def weight_absmax(linears: Sequence[nn.Linear]) -> Tensor:
+    """max|W_j| over the weights of all linears, ``[in_features]`` in their dtype."""
+    return torch.stack([linear.weight.detach().abs().amax(0) for linear in linears]).amax(0)
