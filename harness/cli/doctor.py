@@ -5,15 +5,23 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 _GB = 1e9
 _CLIPS = 8
-_MARKS = {True: "ok  ", False: "FAIL", None: "--  "}  # the last: optional, and not there
+MARKS = {True: "ok  ", False: "FAIL", None: "--  "}  # the last: optional, and not there
+_BROKEN = 4  # exit code
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Row = tuple[str, str, bool | None]
 
 
 @click.command()
+@click.option("--report", is_flag=True, help="Print all that a bug report needs, nothing private.")
 @click.option(
     "--vbench",
     is_flag=True,
@@ -29,7 +37,11 @@ _MARKS = {True: "ok  ", False: "FAIL", None: "--  "}  # the last: optional, and 
     "--dimension", "dimensions", multiple=True, help="With --vbench: only this one; again."
 )
 def doctor(
-    vbench: bool, weights: Path | None, clips: int | None, dimensions: tuple[str, ...]
+    report: bool,
+    vbench: bool,
+    weights: Path | None,
+    clips: int | None,
+    dimensions: tuple[str, ...],
 ) -> int:
     """Say what this machine has and what it lacks; exits 4 when something is broken."""
     from harness.errors import UsageError
@@ -37,38 +49,78 @@ def doctor(
     if vbench:
         from harness.vbench.selfcheck import run
 
+        if report:
+            raise UsageError("--report and --vbench print different things", "give one of them")
         return run(python=None, weights=weights, clips=clips or _CLIPS, dimensions=dimensions)
     if weights is not None or clips is not None or dimensions:
         raise UsageError("--weights, --clips and --dimension go with --vbench", "add --vbench")
-    rows = _checks()
+    rows = checked()
+    if report:
+        from harness.cli.doctor_report import report_text
+
+        click.echo(report_text(rows))
+    else:
+        for line in lines(rows):
+            click.echo(line)
+    return _BROKEN if any(fine is False for _, _, fine in rows) else 0
+
+
+def checked() -> list[Row]:
+    """Every check of this machine: name, state, and whether it is fine.
+
+    A check that cannot be made, because what it asks is broken, is a row that is not fine.
+    """
+    rows: list[Row] = []
+    for check in (_libraries, _machine, _store, _codecs, _installed, _scoring):
+        rows += attempted(check.__name__.strip("_"), check)
+    return rows
+
+
+def attempted(name: str, check: Callable[[], list[Row]]) -> list[Row]:
+    """Rows of a check; one row under its name that says why where it raises."""
+    try:
+        return check()
+    except Exception as cause:  # whatever is broken here is what the reader wants to know
+        first = next(iter(str(cause).splitlines()), "")
+        return [(name, f"{type(cause).__name__}: {first}", False)]
+
+
+def lines(rows: list[Row]) -> list[str]:
+    """Rows as text: mark, name, state."""
     width = max(len(name) for name, _, _ in rows)
-    for name, state, fine in rows:
-        click.echo(f"{_MARKS[fine]}  {name:<{width}} {state}")
-    return 4 if any(fine is False for _, _, fine in rows) else 0
+    return [f"{MARKS[fine]}  {name:<{width}} {state}" for name, state, fine in rows]
 
 
-def _checks() -> list[tuple[str, str, bool | None]]:
-    from harness.cli import doctor_vbench
-    from harness.score.scorers import lpips_missing
+def _libraries() -> list[Row]:
     from harness.store import provenance
 
-    rows: list[tuple[str, str, bool | None]] = [
-        ("python", sys.version.split()[0], sys.version_info >= (3, 11))
-    ]
+    rows: list[Row] = [("python", sys.version.split()[0], sys.version_info >= (3, 11))]
     for name in ("torch", "diffusers", "transformers", "torchmetrics", "scipy", "pandas", "av"):
         found = provenance.package_version(name)
         rows.append((name, found or "is not installed", bool(found)))
     decord = provenance.package_version("decord")
-    rows.append(("decord", decord or "is not installed; PyAV reads the clips", True))
-    lpips = lpips_missing()
-    rows.append(("lpips", lpips or "weights are here", None if lpips else True))
+    return [*rows, ("decord", decord or "is not installed; PyAV reads the clips", True)]
+
+
+def _machine() -> list[Row]:
+    from harness.store import provenance
+
     gpus = provenance.cuda_names()
-    rows.append(("gpu", ", ".join(gpus) or "none; everything runs on the processor", True))
-    rows.append(("cpu", f"{provenance.cpu_name()}, {provenance.cores()} cores", True))
-    return [*rows, *_store(), *_codecs(), *_installed(), *doctor_vbench.rows()]
+    return [
+        ("gpu", ", ".join(gpus) or "none; everything runs on the processor", True),
+        ("cpu", f"{provenance.cpu_name()}, {provenance.cores()} cores", True),
+    ]
 
 
-def _store() -> list[tuple[str, str, bool]]:
+def _scoring() -> list[Row]:
+    from harness.cli import doctor_vbench
+    from harness.score.lpips import lpips_missing
+
+    lpips = lpips_missing()
+    return [("lpips", lpips or "weights are here", None if lpips else True), *doctor_vbench.rows()]
+
+
+def _store() -> list[Row]:
     from harness.errors import HarnessError
     from harness.store.store import Store
 
@@ -82,7 +134,7 @@ def _store() -> list[tuple[str, str, bool]]:
     return [("store", f"{store.root}: {held} entries, {free / _GB:.1f} GB free", free > _GB)]
 
 
-def _codecs() -> list[tuple[str, str, bool]]:
+def _codecs() -> list[Row]:
     import av
 
     from harness.generate.video import LOSSLESS_CODEC, MP4_CODEC
@@ -92,13 +144,13 @@ def _codecs() -> list[tuple[str, str, bool]]:
     return [("codecs", state, not missing)]
 
 
-def _installed() -> list[tuple[str, str, bool]]:
+def _installed() -> list[Row]:
     from harness.errors import HarnessError
     from harness.models.table import model_spec
     from harness.plan.registry import methods
     from harness.plan.suites import bundled, load_suite
 
-    rows = [("methods", ", ".join(methods()) or "none are installed", bool(methods()))]
+    rows: list[Row] = [("methods", ", ".join(methods()) or "none are installed", bool(methods()))]
     try:
         spec = model_spec("shapes")
         rows.append(("model shapes", f"revision {spec.revision[:12]} in {spec.repo}", True))
