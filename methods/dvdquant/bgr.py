@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.quant.layers.grid import Affine, code_range, decode, encode, grouped, weight_grid
+from harness.quant import Affine, code_range, decode, encode, grouped, weight_grid
 
 LOWEST_BOUND = 0.2
 BOUND_STEP = 0.01

@@ -12,16 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from harness.errors import HarnessError
-from harness.models.block_input import BlockInput
-from harness.quant.calibration.capture import branch_turns
-from harness.quant.learning.block_trainer import cosine_schedule, shuffled
+from harness.api import HarnessError
+from harness.quant import BlockInput, branch_turns, cosine_schedule, shuffled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from harness.models.block_input import Sample
-    from harness.models.trajectories import CalibrationPool
+    from harness.quant import CalibrationPool, Sample
 
 LATENT = "hidden_states"  # of every diffusers denoiser: the latent that it is called with
 OUTPUT = "output"

@@ -13,17 +13,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from harness.bits import IDENTITY_WIDTH
-from harness.quant.layers.activation import ActivationSpec, quantize_activation
-from harness.quant.layers.grid import (
+from harness.api import IDENTITY_WIDTH
+from harness.quant import (
     SCALE_FLOOR,
+    ActivationSpec,
     Affine,
+    LowRank,
+    QuantLinear,
+    WeightSpec,
     encode,
     fake_quantize,
+    quantize_activation,
+    quantize_linear,
+    stored_grid,
+    token_gains,
     weight_grid,
 )
-from harness.quant.layers.linear import QuantLinear, WeightSpec, quantize_linear, stored_grid
-from harness.quant.layers.low_rank import LowRank, token_gains
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

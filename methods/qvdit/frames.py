@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from harness.quant.calibration.capture import named_arguments, observing
+from harness.quant import named_arguments, observing
 from methods.qvdit.denoiser_trainer import LATENT, with_output
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from harness.models.block_input import BlockInput
-    from harness.models.families.base import Family, InputGroup
+    from harness.quant import BlockInput, Family, InputGroup
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,5 +108,5 @@ def frame_layouts(
 def _text_tokens(family: Family, arguments: Mapping[str, Any]) -> int:
     """Text tokens of the joint sequence; negative behind the video, 0 where text is apart."""
     order = family.attention_order
-    text = sum(arguments[s].shape[1] for s in order if s != family.video_stream)
+    text: int = sum(arguments[s].shape[1] for s in order if s != family.video_stream)
     return -text if order[0] == family.video_stream else text

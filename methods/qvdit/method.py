@@ -17,31 +17,44 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch.nn import functional
 
 from harness.api import (
     SIMULATED,
+    Amount,
     BitSpec,
-    Deviation,
+    Count,
+    Method,
     QuantContext,
     QuantReport,
-    Reproduction,
-    Unsupported,
+    SpacedOptions,
+    Whole,
+    options,
 )
-from harness.models.families.base import FEED_FORWARD, linear_at
-from harness.quant.calibration.capture import BRANCHES, observing
-from harness.quant.calibration.salience import shortage
-from harness.quant.calibration.samples import uniform_samples
-from harness.quant.calibration.spill import SpilledInputs
-from harness.quant.layers.activation import ActivationSpec, quantize_activation
-from harness.quant.layers.apply import MODULATION, activation_of, layer_reports, targets
-from harness.quant.layers.layers import replace_module_
-from harness.quant.options import check_choice, check_range
+from harness.quant import (
+    FEED_FORWARD,
+    ActivationSpec,
+    SpilledInputs,
+    activation_of,
+    layer_reports,
+    linear_at,
+    replace_module_,
+    shortage,
+    targets,
+    uniform_samples,
+)
+from methods.qvdit.budget import (
+    BY_PAPER,
+    PAPER_BATCH,
+    rate_factor,
+    short_note,
+    training_iterations,
+)
 from methods.qvdit.denoiser_trainer import (
     OUTPUT,
     Terms,
@@ -50,35 +63,24 @@ from methods.qvdit.denoiser_trainer import (
     with_output,
 )
 from methods.qvdit.estimated import EstimatedLinear, TokenEstimator, kaiming
-from methods.qvdit.frames import FrameLayout, frame_layouts
+from methods.qvdit.frames import frame_layouts
+from methods.qvdit.gain import initial_gains
+from methods.qvdit.paper import REPRODUCTION
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor, nn
 
-    from harness.models.block_input import BlockInput, Sample
-
-PAPER_BATCH = 4  # Q-VDiT, implementation details
-BY_PAPER = -1
-"""Value of ``iterations`` that takes the paper's number for the width."""
+    from harness.quant import BlockInput
+    from methods.qvdit.frames import FrameLayout
 
 
-def paper_iterations(w_bits: int) -> int:
-    """Training iterations of the paper by weight width (Q-VDiT, implementation details)."""
-    if w_bits <= 3:
-        return 15_000
-    return 10_000 if w_bits <= 4 else 5_000
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class QVDiTOptions:
+@options
+class QVDiTOptions(SpacedOptions):
     """Knobs of Q-VDiT.
 
     Attributes:
-        samples: (prompt, timestep) samples; the paper takes 10 prompts x 50 timesteps.
-        timesteps: Equally spaced timesteps of them.
-        branches: Guidance branches of a sample: ``both``, ``alternate`` or ``cond``.
         iterations: Training iterations; -1 takes the paper's (15 000 at 3 bits, 10 000 at 4, 5 000
             at 6 to 8), 0 trains nothing.
         batch: Samples an iteration.
@@ -98,168 +100,37 @@ class QVDiTOptions:
             the nominal; 8 in the released 3- and 4-bit configurations, 0 for the nominal.
         checkpointing: Compute blocks again on the way back, as the released code does; False
             trades memory for time and changes no result.
-        modulation: ``w`` quantizes the weights of modulation linears, ``fp`` leaves them out.
     """
 
-    samples: int = 40
-    timesteps: int = 10
-    branches: str = "alternate"
-    iterations: int = BY_PAPER
-    batch: int = PAPER_BATCH
-    lr_step: float = 1e-6  # Q-VDiT, implementation details
-    lr_estimator: float = 1e-5  # Q-VDiT, implementation details
+    iterations: Annotated[int, Field(ge=BY_PAPER)] = BY_PAPER
+    batch: Count = PAPER_BATCH
+    lr_step: Amount = 1e-6  # Q-VDiT, implementation details
+    lr_estimator: Amount = 1e-5  # Q-VDiT, implementation details
     stretch: bool = False
-    gamma: float = 100.0  # Q-VDiT, implementation details
+    gamma: Amount = 100.0  # Q-VDiT, implementation details
     estimator: bool = True
     gain: bool = True
-    inner_rank: int = 0
+    inner_rank: Whole = 0
     train_activations: bool = True
-    grid_points: int = 50  # released code, grid_search_lp
-    ff_bits: int = 0
+    grid_points: Count = 50  # released code, grid_search_lp
+    ff_bits: Annotated[int, Field(ge=0, le=8)] = 0
     checkpointing: bool = True
-    modulation: str = "w"
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be meant.
-
-        Raises:
-            UsageError: A value is unknown or out of range.
-        """
-        for option in ("samples", "timesteps", "batch", "grid_points"):
-            check_range(option, getattr(self, option), 1)
-        for option in ("lr_step", "lr_estimator", "gamma", "inner_rank"):
-            check_range(option, getattr(self, option), 0)
-        check_range("iterations", self.iterations, BY_PAPER)
-        check_range("ff_bits", self.ff_bits, 0, 8)
-        check_choice("branches", self.branches, BRANCHES)
-        check_choice("modulation", self.modulation, MODULATION)
 
 
-_DEVIATIONS = (
-    Deviation(
-        kind="adaptation",
-        what="frames are the latent frames of a 3D VAE, contiguous in the token sequence; text "
-        "tokens in a joint sequence have gain 1, linears that read text alone or one frame at a "
-        "time have an estimator without M, modulation linears none; M holds for the number of "
-        "frames it was fitted on",
-        why="the paper treats STDiT, whose text is apart and whose attention is split in space and "
-        "time",
-    ),
-    Deviation(
-        kind="deviation",
-        what="40 samples, one guidance branch each, alternating; the paper takes 10 prompts x 50 "
-        "timesteps, its code both branches",
-        why="the same calibration data for every method",
-    ),
-    Deviation(
-        kind="reconstructed",
-        what="the estimator stands in every linear, and M once where a linear sees frames, "
-        "starting at eta / omega (mean over samples), as the paper writes; in the released code M "
-        "exists in temporal attention only, starts at one, and the branch enters twice",
-        why="paper and code differ; the paper is followed",
-    ),
-    Deviation(
-        kind="reconstructed",
-        what="there is no branch inside the rounding; the released code adds a rank-32 one to "
-        "every weight before it is rounded (`inner_rank` = 32)",
-        why="paper and code differ; the paper is followed",
-    ),
-    Deviation(
-        kind="reconstructed",
-        what="activations are rounded in training; in the released code they are rounded only "
-        "afterwards (`train_activations` = false)",
-        why="paper and code differ; the paper is followed",
-    ),
-    Deviation(
-        kind="reconstructed",
-        what="the output is permuted to [batch, frames, channels x height x width] before TMD "
-        "compares frames; the released code reshapes [b, c, t, h, w] without permuting, so that "
-        "its 'frames' are slices of the channels",
-        why="the paper's text; the code has a defect",
-    ),
-    Deviation(
-        kind="reconstructed",
-        what="||S - S^||^2 is a mean over the output, L_temporal a sum over frames, similarities "
-        "are cosines at temperature 1",
-        why="the paper prints norms and sums, its code takes means throughout; with one weight of "
-        "100 either reading is possible",
-    ),
-    Deviation(
-        kind="reconstructed",
-        what="uniform widths; in the released 3- and 4-bit configurations the feed-forward linears "
-        "are W8A8 (`ff_bits` = 8, then reported as mixed)",
-        why="the paper names the width without exception",
-    ),
-    Deviation(
-        kind="deviation",
-        what="no SmoothQuant scale; the released W4A8 and W6A6 configurations have one (alpha 0.11 "
-        "and 0.5), its W4A6 and W8A8 have none",
-        why="the paper does not mention it",
-    ),
-    Deviation(
-        kind="reconstructed",
-        what="the range search tries 50 shares of the full range from 0.02 to 1; the released "
-        "code's go from 0 to 0.98. Zero points stay as found; the steps alone are learned",
-        why="the full range must be among the candidates",
-    ),
-    Deviation(
-        kind="adaptation",
-        what="every linear inside the blocks is quantized; modulation linears keep 16-bit "
-        "activations",
-        why="the same target set for every method",
-    ),
-)
-
-
-class QVDiT:
+class QVDiT(Method):
     """Token-aware estimator, temporal distillation, training through the whole denoiser."""
 
     name = "qvdit"
-    version = 1
     Options = QVDiTOptions
     needs_calibration = True
-    unquantized = False
-    reproduction = Reproduction(
-        title="Q-VDiT: Towards Accurate Quantization and Distillation of Video-Generation "
-        "Diffusion Transformers",
-        source="arXiv 2505.22167 (ICML 2025)",
-        code="https://github.com/cantbebetter2/Q-VDiT (STDiT of Open-Sora; differs from the paper, "
-        "see the deviations)",
-        rows=(
-            (
-                "Open-Sora W4A6, VBench: imaging 57.49, aesthetic 55.18, scene 38.66 "
-                "(fp 63.68, 57.12, 39.61)"
-            ),
-            "Open-Sora W3A6, VBench: imaging 53.60, aesthetic 49.66, scene 23.40",
-        ),
-        deviations=_DEVIATIONS,
-    )
-
-    def supports(self, family: str, bits: BitSpec) -> Unsupported | None:
-        """Every family and width."""
-        return None
+    reproduction = REPRODUCTION
+    # 200 steps through the whole denoiser, of one sample each
+    quick: ClassVar = {"iterations": 200, "batch": 1, "stretch": True, "checkpointing": False}
+    quick_s = 120.0
 
     def quantize_(self, transformer: nn.Module, ctx: QuantContext) -> QuantReport:
         """Train through the whole denoiser, then round."""
         return _Run(transformer, ctx).quantize_()
-
-
-def initial_gain(x: Tensor, rounded: Tensor) -> Tensor:
-    """Start of M: eta_i / omega_i, ``[batch, frames]``.
-
-    eta_i = softmax_i(1 - rho(X_i, Q(X)_i)) with rho the cosine similarity, omega_i the share of
-    frame i in sum |X| (Q-VDiT, TQE).
-
-    Args:
-        x: Input of a linear cut into frames, ``[batch, frames, tokens * in_features]``.
-        rounded: The same, rounded.
-    """
-    rho = functional.cosine_similarity(x, rounded, dim=-1)
-    eta = torch.softmax(1 - rho, -1)
-    mass = x.abs().sum(-1)
-    tiny = torch.finfo(mass.dtype).tiny
-    omega = (mass / mass.sum(-1, keepdim=True).clamp_min(tiny)).clamp_min(tiny)
-    return eta / omega
 
 
 def temporal_loss(quantized: Tensor, exact: Tensor) -> Tensor:
@@ -288,10 +159,10 @@ class _Run:
         self.transformer, self.ctx = transformer, ctx
         self.options: QVDiTOptions = ctx.options
         self.targets = targets(ctx.family, transformer, ctx.options.modulation)
-        wanted = self.options.iterations
-        self.iterations = paper_iterations(ctx.bits.w) if wanted == BY_PAPER else wanted
+        self.iterations = training_iterations(self.options.iterations, ctx.bits.w)
         if ctx.bits.is_identity:  # learned corrections off
             self.iterations = 0
+        self.rate_factor = rate_factor(self.iterations, ctx.bits.w, stretch=self.options.stretch)
 
     def quantize_(self) -> QuantReport:
         """Record, train, round."""
@@ -299,7 +170,10 @@ class _Run:
         options, pool = self.options, self.ctx.calibration
         chosen = uniform_samples(pool, options.samples, options.timesteps)
         with tempfile.TemporaryDirectory(prefix="harness-", dir=self.ctx.scratch) as folder:
-            calls = self.record(chosen, Path(folder))
+            calls = SpilledInputs(Path(folder), self.ctx.device)
+            for call in denoiser_calls(pool, chosen, options.branches, self.ctx.device):
+                self.ctx.progress(0.0, f"full-precision output {len(calls) + 1}/{len(chosen)}")
+                calls.extend([with_output(self.transformer, call)])
             layouts = frame_layouts(self.transformer, self.ctx.family, self.targets, calls[0])
             gains = self.initial_gains(layouts, calls)
             trained = copy.deepcopy(self.transformer).float().requires_grad_(False)
@@ -309,9 +183,8 @@ class _Run:
         for name, layer in layers.items():
             linear = linear_at(self.transformer, name)
             replace_module_(self.transformer, name, layer.quantized(linear))
-        passes = 1 + bool(gains)
-        # one more call tells where the frames lie
-        spent = (passes * len(chosen) + 1 + self.iterations * options.batch) * branches
+        # M takes one more pass; one more call tells where the frames lie
+        spent = ((1 + bool(gains)) * len(chosen) + 1 + self.iterations * options.batch) * branches
         return QuantReport(
             execution=SIMULATED,
             layers=layer_reports(self.transformer),
@@ -323,14 +196,6 @@ class _Run:
             curves=curves,
             mixed=self.mixed(),
         )
-
-    @property
-    def rate_factor(self) -> float:
-        """Factor on both learning rates."""
-        paper = paper_iterations(self.ctx.bits.w)
-        if not self.options.stretch or not 0 < self.iterations < paper:
-            return 1.0
-        return paper / self.iterations
 
     def widths(self, name: str) -> BitSpec:
         """Widths of a linear: the nominal ones, or those of the feed-forward network.
@@ -350,33 +215,13 @@ class _Run:
         spec = ActivationSpec(bits=self.widths(name).a, symmetric=False)
         return activation_of(self.targets[name], spec)
 
-    def record(self, chosen: Sequence[Sample], folder: Path) -> SpilledInputs:
-        """Arguments and full-precision output of the denoiser at every sample, on disk."""
-        calls = denoiser_calls(self.ctx.calibration, chosen, self.options.branches, self.ctx.device)
-        spilled = SpilledInputs(folder, self.ctx.device)
-        for i, call in enumerate(calls):
-            self.ctx.progress(0.0, f"full-precision output {i + 1}/{len(chosen)}")
-            spilled.extend([with_output(self.transformer, call)])
-        return spilled
-
     def initial_gains(
         self, layouts: dict[str, FrameLayout], calls: Sequence[BlockInput]
     ) -> dict[str, Tensor]:
-        """Start of M, mean over samples, ``[frames]`` by linear that sees frames."""
+        """Start of M by linear that sees frames; empty where there is no M."""
         if self.ctx.bits.is_identity or not (self.options.estimator and self.options.gain):
             return {}
-        sums: dict[str, Tensor] = {}
-
-        def see(name: str, x: Tensor) -> None:
-            rounded = quantize_activation(x.float(), self.activation(name))
-            cut = layouts[name].cut
-            gain = initial_gain(cut(x.float()), cut(rounded)).mean(0)
-            sums[name] = sums[name] + gain if name in sums else gain
-
-        with torch.no_grad(), observing(self.transformer, list(layouts), see):
-            for call in calls:
-                with_output(self.transformer, call)
-        return {name: total / len(calls) for name, total in sums.items()}
+        return initial_gains(self.transformer, calls, layouts, self.activation)
 
     def trainable_(
         self, trained: nn.Module, layouts: dict[str, FrameLayout], gains: dict[str, Tensor]
@@ -405,13 +250,13 @@ class _Run:
         self, trained: nn.Module, layers: dict[str, EstimatedLinear], calls: Sequence[BlockInput]
     ) -> dict[str, list[float]]:
         """Minimise ||S - S^||^2 + gamma L_temporal of the denoiser's output."""
-        options = self.options
+        options, frames = self.options, self.ctx.family.frames
 
         def loss(out: Tensor, call: BlockInput) -> Terms:
             exact = call.streams[OUTPUT]
             terms = {"loss_output": functional.mse_loss(out.float(), exact)}
             if options.gamma:
-                pair = [self.frames(value, call) for value in (out.float(), exact)]
+                pair = [frames(trained, value, call.fixed) for value in (out.float(), exact)]
                 terms["loss_temporal"] = options.gamma * temporal_loss(pair[0], pair[1])
             return terms
 
@@ -431,19 +276,12 @@ class _Run:
             checkpointing=options.checkpointing, progress=self.ctx.progress,
         )  # fmt: skip
 
-    def frames(self, value: Tensor, call: BlockInput) -> Tensor:
-        """Cut a denoiser output into frames ``[batch, frames, features]``."""
-        return self.ctx.family.frames(self.transformer, value, call.fixed)
-
     def notes(self, gains: dict[str, Tensor]) -> tuple[str, ...]:
         """What a reader of the table must know: a short training, linears without M."""
-        options, found = self.options, []
-        paper = paper_iterations(self.ctx.bits.w)
-        if not self.ctx.bits.is_identity and self.iterations * options.batch < paper * PAPER_BATCH:
-            rates = f" at {self.rate_factor:g} x its rates" if self.rate_factor != 1 else ""
-            found.append(
-                f"trained for {self.iterations} iterations of {options.batch}{rates}, "
-                f"{paper} of {PAPER_BATCH} in the paper"
+        found: list[str] = []
+        if not self.ctx.bits.is_identity:
+            found += short_note(
+                self.iterations, self.options.batch, self.ctx.bits.w, self.rate_factor
             )
         estimated = sum(not g.modulation for g in self.targets.values())
         if gains and len(gains) < estimated:

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from harness.models.block_input import Sample
-    from harness.models.families.base import Family, InputGroup, Role
+    from harness.quant import Family, InputGroup, Role, Sample
 
 LEVELS = 16  # M, number of codes: those of 4 bits, at every width of the row
 LONGEST = 3  # Q-VLM: longer blocks bring little

@@ -7,60 +7,42 @@ ported from a language model to a denoiser. In four steps:
 3. The clipping of all layers of a block is searched jointly for the smallest error at the block's
    output (eq. 3), on the inputs that the quantized layers before it deliver.
 4. Everything else is rounded to nearest.
-Layers are the nodes of ``blocks``, which has the formulas; ``search`` has the search.
+Layers are the nodes of ``blocks``, which has the formulas.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
-from torch import Tensor, nn
+from pydantic import Field
 
-from harness.api import (
-    BitSpec,
-    Deviation,
-    QuantContext,
-    QuantReport,
-    Reproduction,
-    Unsupported,
-)
-from harness.quant.calibration.capture import BRANCHES, observing, run_block
-from harness.quant.calibration.salience import shortage
-from harness.quant.calibration.samples import uniform_samples
-from harness.quant.calibration.statistics import sample_values
-from harness.quant.calibration.walk import Walk, block_groups
-from harness.quant.layers.activation import ActivationSpec, activation_codes
-from harness.quant.layers.apply import MODULATION
-from harness.quant.options import check_choice, check_range
+from harness.api import Count, Method, QuantContext, QuantReport, SpacedOptions, options
+from harness.quant import Walk, shortage, uniform_samples
 from methods.qvlm.blocks import (
-    CHANNELS,
-    LEVELS,
     LONGEST,
-    begins_node,
-    conditional_entropy,
     dependency_threshold,
     nodes_of,
     over_trajectory,
     partition,
-    thin,
 )
+from methods.qvlm.paper import REPRODUCTION
 from methods.qvlm.search import PERCENTILES, RATIOS, JointSearch
+from methods.qvlm.survey import survey
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from harness.models.block_input import BlockInput
-    from harness.quant.calibration.walk import WalkedBlock
+    from torch import nn
+
+    from harness.quant import Sample
+    from methods.qvlm.survey import Ranges
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class QVLMOptions:
+@options
+class QVLMOptions(SpacedOptions):
     """Knobs of Q-VLM.
 
     Attributes:
@@ -71,151 +53,24 @@ class QVLMOptions:
         activations: ``dynamic`` per token with a searched factor on the range, or ``static`` per
             tensor with searched percentiles.
         search: ``activations``, or ``both`` for a factor on the weights' range too.
-        samples: (prompt, timestep) samples of the dependencies and static ranges.
-        timesteps: Equally spaced timesteps they come from.
-        search_samples: How many of them the search sees.
-        branches: Guidance branches of a sample: ``both``, ``alternate`` or ``cond``.
-        modulation: ``w`` quantizes the weights of modulation linears, ``fp`` leaves them out.
+        search_samples: How many of the samples the search sees.
     """
 
-    partition: str = "entropy"
-    length: int = LONGEST
-    threshold: str = "mean"
-    activations: str = "dynamic"
-    search: str = "activations"
-    samples: int = 40
-    timesteps: int = 10
-    search_samples: int = 8
-    branches: str = "alternate"
-    modulation: str = "w"
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be meant.
-
-        Raises:
-            UsageError: A value is unknown or out of range.
-        """
-        check_choice("partition", self.partition, ("entropy", "greedy", "fixed"))
-        check_range("length", self.length, 1, LONGEST)
-        check_choice("threshold", self.threshold, ("mean", "median"))
-        check_choice("activations", self.activations, ("dynamic", "static"))
-        check_choice("search", self.search, ("activations", "both"))
-        for option in ("samples", "timesteps", "search_samples"):
-            check_range(option, getattr(self, option), 1)
-        check_choice("branches", self.branches, BRANCHES)
-        check_choice("modulation", self.modulation, MODULATION)
+    partition: Literal["entropy", "greedy", "fixed"] = "entropy"
+    length: Annotated[int, Field(ge=1, le=LONGEST)] = LONGEST
+    threshold: Literal["mean", "median"] = "mean"
+    activations: Literal["dynamic", "static"] = "dynamic"
+    search: Literal["activations", "both"] = "activations"
+    search_samples: Count = 8
 
 
-_DEVIATIONS = (
-    Deviation(
-        kind="adaptation",
-        what="layers are the sub-layer inputs of a denoiser block (attention input and output, "
-        "cross-attention query, feed-forward input); the second feed-forward linear follows the "
-        "first, text keys and values follow their query, the linears of a text stream those of "
-        "the video stream",
-        why="the paper treats language models; the dependency pairs elements of neighbours, which "
-        "must have one shape",
-    ),
-    Deviation(
-        kind="deviation",
-        what="no visual-encoder optimisation (VEO, eq. 8-10)",
-        why="text-to-video has no visual encoder",
-    ),
-    Deviation(
-        kind="deviation",
-        what="activations are dynamic and asymmetric per token for text and video alike, with one "
-        "searched factor a node; static per-tensor percentiles (the paper's 1.0 ... 0.98) as "
-        "option; the paper has per-channel activations in the language model and per-token ones "
-        "in the vision encoder",
-        why="per-channel steps lie inside the sum of a matrix product and have no integer kernel",
-    ),
-    Deviation(
-        kind="reconstructed",
-        what="dynamic factors 1, .95, .9, .85, .8; the search of weight factors is an option",
-        why="the paper's grid is one of percentiles of a static range; whether its search covers "
-        "weights is not said",
-    ),
-    Deviation(
-        kind="reconstructed",
-        what="weights are uniform, asymmetric, per output channel, their range found by the least "
-        "squared error; the released code has NF4 in blocks of 64 from bitsandbytes and searches "
-        "nothing there",
-        why="the paper has uniform quantizers and begins with ranges of least l_p distance",
-    ),
-    Deviation(
-        kind="reconstructed",
-        what="dependency from hard 4-bit codes: one joint 16 x 16 histogram a sample over up to "
-        "4096 tokens x 256 channels, per element, mean over samples; the paper has soft "
-        "codes and a sum over elements",
-        why="a mean makes the threshold comparable between models; the soft form matters only "
-        "where it is differentiated",
-    ),
-    Deviation(
-        kind="reconstructed",
-        what="h_0 is the mean of all dependencies ('median' as option), blocks grow from left to "
-        "right, the dependency of a block is summed over the pairs inside it",
-        why="h_0 is not published, and as printed the sum has one pair more than its threshold "
-        "has steps",
-    ),
-    Deviation(
-        kind="adaptation",
-        what="a block ends where neighbours have different shapes (streams that merge) or their "
-        "tokens are rearranged (spatial and temporal attention)",
-        why="the dependency is undefined there",
-    ),
-    Deviation(
-        kind="reconstructed",
-        what="the block output of eq. 3 is the input of the next node, or the output of the "
-        "transformer block where that ends; the target comes from the full-precision prefix; "
-        "exhaustive up to 125 combinations, two sweeps of coordinate descent above",
-        why="the paper does not say how the search is run",
-    ),
-    Deviation(
-        kind="deviation",
-        what="the objective sees at most 4096 evenly spaced tokens of a tensor, static percentiles "
-        "about 8000 evenly spaced values of a sample; while a block of nodes reaches into the next "
-        "transformer block, that one's modulation linears are still in full precision",
-        why="memory and time on video; the next transformer block is quantized when its turn comes",
-    ),
-    Deviation(
-        kind="deviation",
-        what="the joint search is done as in the paper; the released code has none: ranges of "
-        "chosen layers are shrunk one by one for the error of their own output, the entropy is "
-        "taken of normalised magnitudes, and every third layer is always searched",
-        why="the release is another algorithm than the paper",
-    ),
-    Deviation(
-        kind="adaptation",
-        what="40 samples, 10 equally spaced timesteps, one guidance branch each in turn; the "
-        "search sees 8 of them; the paper has 64 image-text pairs",
-        why="the same calibration budget as every method",
-    ),
-)
-
-
-class QVLM:
+class QVLM(Method):
     """Entropy-guided partition, joint clipping search."""
 
     name = "qvlm"
-    version = 1
     Options = QVLMOptions
     needs_calibration = True
-    unquantized = False
-    reproduction = Reproduction(
-        title="Q-VLM: Post-training Quantization for Large Vision-Language Models",
-        source="arXiv 2410.08119 (NeurIPS 2024)",
-        code="https://github.com/ChangyuanWang17/QVLM (no joint search in it)",
-        rows=(
-            "LLaVA-7B ScienceQA W4A4: 79.79 (fp 89.81); 78.66 without VEO, 77.53 without both",
-            "LLaVA-7B ScienceQA W6A6: 89.34",
-            "no row on a diffusion model is published",
-        ),
-        deviations=_DEVIATIONS,
-    )
-
-    def supports(self, family: str, bits: BitSpec) -> Unsupported | None:
-        """Every family and width."""
-        return None
+    reproduction = REPRODUCTION
 
     def quantize_(self, transformer: nn.Module, ctx: QuantContext) -> QuantReport:
         """Measure dependencies, partition, search."""
@@ -226,36 +81,24 @@ class _Run:
     """One quantization: the state that the two walks share."""
 
     def __init__(self, transformer: nn.Module, ctx: QuantContext) -> None:
-        self.transformer, self.ctx, self.family = transformer, ctx, ctx.family
+        self.transformer, self.ctx = transformer, ctx
         self.options: QVLMOptions = ctx.options
         self.nodes = nodes_of(ctx.family, transformer)
-        self.ranges: dict[str, list[tuple[float, float]]] = {}
 
     def quantize_(self) -> QuantReport:
         """Survey in full precision, partition, search block by block."""
-        started, options, pool = time.perf_counter(), self.options, self.ctx.calibration
-        samples = uniform_samples(pool, options.samples, options.timesteps)
-        searched = over_trajectory(samples, options.search_samples)
-        dependencies: list[float | None] = [None] * (len(self.nodes) - 1)
-        surveyed = 0
-        if options.partition != "greedy" or options.activations == "static":
-            survey = Walk(
-                self.transformer, self.ctx, samples, branches=options.branches, verb="surveying"
-            )
-            dependencies = self.dependencies(survey)
-            passes = 2 if options.activations == "static" else 1
-            surveyed = survey.report(passes=passes).calibration_forwards - pool.forwards
+        started, chosen = time.perf_counter(), self.options
+        samples = uniform_samples(self.ctx.calibration, chosen.samples, chosen.timesteps)
+        dependencies, ranges, surveyed = self.measure(samples)
         pieces, threshold = self.pieces(dependencies)
-        walk = Walk(
-            self.transformer, self.ctx, searched, branches=options.branches, inputs="quantized",
-            verb="searching",
-        )  # fmt: skip
-        search = JointSearch(self.transformer, self.ctx, self.nodes, self.ranges)
+        searched = over_trajectory(samples, chosen.search_samples)
+        walk = Walk(self.transformer, self.ctx, searched, inputs="quantized", verb="searching")
+        search = JointSearch(self.transformer, self.ctx, self.nodes, ranges)
         for step in walk:
             search.search_block_(step, pieces)
         report = walk.report(
-            steps=-(-search.block_runs // len(self.family.blocks(self.transformer))),
-            notes=[*shortage(samples, options.samples), *self.notes(pieces, threshold)],
+            steps=-(-search.block_runs // len(search.blocks)),
+            notes=[*shortage(samples, chosen.samples), *self.notes(pieces, threshold)],
             curves=self.curves(dependencies, pieces, search),
         )
         return dataclasses.replace(
@@ -265,53 +108,19 @@ class _Run:
             seconds=time.perf_counter() - started,
         )
 
-    @torch.no_grad()
-    def dependencies(self, survey: Walk) -> list[float | None]:
-        """D(k, k + 1) of all neighbours; static ranges on the way."""
-        spec = ActivationSpec(bits=(LEVELS - 1).bit_length(), symmetric=False)
-        sums: list[list[float]] = [[] for _ in self.nodes[1:]]
-        before: list[Tensor] = []
-        outputs: dict[str, Tensor] = {}
-        for step in survey:
-            if self.options.activations == "static":
-                self.static_ranges(step)
-            own = [i for i, node in enumerate(self.nodes) if node.block == step.index]
-            handed_on = _same(outputs, step.inputs[0].streams)
-            outputs, last = step.targets[0].streams, before
-            before = []
-            for s, given in enumerate(step.inputs):
-                seen = self.node_inputs(step.block, given)
-                codes = [
-                    thin(
-                        activation_codes(thin(seen[self.nodes[i].head]).float(), spec).byte(),
-                        channels=CHANNELS,
-                    )
-                    for i in own
-                ]
-                if handed_on:
-                    codes.insert(0, last[s])
-                for i, (a, b) in zip(own[not handed_on :], itertools.pairwise(codes), strict=True):
-                    if a.shape == b.shape:
-                        sums[i - 1].append(conditional_entropy(a, b))
-                before.append(codes[-1])
-        return [sum(values) / len(values) if values else None for values in sums]
+    def measure(self, samples: Sequence[Sample]) -> tuple[list[float | None], Ranges, int]:
+        """Dependencies and static ranges where the options need them.
 
-    def node_inputs(self, block: nn.Module, given: BlockInput) -> dict[str, Tensor]:
-        """Inputs of the heads of a block, by linear."""
-        seen: dict[str, Tensor] = {}
-        heads = [g.linears[0] for g in self.family.groups(block) if begins_node(g)]
-        with observing(block, heads, seen.__setitem__):
-            run_block(block, self.family, given)
-        return seen
-
-    def static_ranges(self, step: WalkedBlock) -> None:
-        """Percentile pairs of every token input."""
-        values = sample_values(step.block, self.family, step.inputs, {})
-        for group in block_groups(self.family, step.block, "fp"):
-            self.ranges[f"{step.name}.{group.name}"] = [
-                (float(values[group.name].quantile(1 - p)), float(values[group.name].quantile(p)))
-                for p in PERCENTILES
-            ]
+        Returns:
+            Both, and the denoiser evaluations that they took.
+        """
+        static = self.options.activations == "static"
+        if self.options.partition == "greedy" and not static:
+            return [None] * (len(self.nodes) - 1), {}, 0
+        walk = Walk(self.transformer, self.ctx, samples, verb="surveying")
+        dependencies, ranges = survey(walk, self.nodes, static=static)
+        spent = walk.report(passes=2 if static else 1).calibration_forwards
+        return dependencies, ranges, spent - self.ctx.calibration.forwards
 
     def pieces(self, dependencies: Sequence[float | None]) -> tuple[list[list[int]], float]:
         """Blocks of nodes, and the threshold that made them."""
@@ -340,7 +149,7 @@ class _Run:
         search: JointSearch,
     ) -> dict[str, list[float]]:
         """Dependencies, block lengths, chosen candidates, errors."""
-        grid = PERCENTILES if self.ranges else RATIOS
+        grid = PERCENTILES if search.ranges else RATIOS
         chosen = [search.chosen[i] for i in range(len(self.nodes))]
         return {
             "dependency": [math.nan if d is None else d for d in dependencies],
@@ -349,8 +158,3 @@ class _Run:
             "weight_clip": [RATIOS[c.weight] for c in chosen],
             "block_error": search.errors,
         }
-
-
-def _same(before: dict[str, Tensor], now: dict[str, Tensor]) -> bool:
-    """Whether a transformer block hands its streams to the next one as they are."""
-    return before.keys() == now.keys() and all(torch.equal(before[k], now[k]) for k in now)

@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 
-from harness.bits import IDENTITY_WIDTH
-from harness.quant.calibration.capture import observing, run_block
-from harness.quant.calibration.walk import block_groups
-from harness.quant.layers.activation import ActivationSpec
-from harness.quant.layers.layers import replace_module_
-from harness.quant.layers.linear import QuantLinear, WeightSpec, quantize_linear
-from harness.quant.rounding.clip import search_clip
+from harness.api import IDENTITY_WIDTH
+from harness.quant import (
+    ActivationSpec,
+    QuantLinear,
+    WeightSpec,
+    observing,
+    quantize_linear,
+    replace_module_,
+    run_block,
+    search_clip,
+)
 from methods.qvlm.blocks import joint_search, thin
 
 if TYPE_CHECKING:
@@ -21,10 +25,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from harness.method import QuantContext
-    from harness.models.block_input import BlockInput
-    from harness.models.families.base import InputGroup
-    from harness.quant.calibration.walk import WalkedBlock
+    from harness.api import QuantContext
+    from harness.quant import BlockInput, InputGroup, WalkedBlock
     from methods.qvlm.blocks import Node
 
 PERCENTILES = (1.0, 0.995, 0.99, 0.985, 0.98)  # Q-VLM: searched clipping percentiles
@@ -86,7 +88,7 @@ class JointSearch:
         here = [piece for piece in pieces if self.nodes[piece[0]].block == step.index]
         given = list(step.given)
         targets = [[self.reach(piece, fp) for fp in step.inputs] for piece in here]
-        for group in block_groups(self.family, step.block, self.options.modulation):
+        for group in step.groups:
             if group.modulation:
                 self.quantize_group_(step.index, group, Clip(), IDENTITY_WIDTH)
         for i in self.members(step.index):  # decided where their piece began

@@ -16,7 +16,7 @@ from harness.artifact.quantize import quantize
 from harness.artifact.verify import verify
 from harness.bits import BitSpec
 from harness.errors import CalibrationForbiddenError, UsageError
-from harness.method import QuantContext, QuantReport
+from harness.method import QuantContext, QuantReport, resolve_options
 from harness.models.families import FAMILIES, family
 from harness.models.families.base import InputGroup
 from harness.quant.layers.artifact import load_artifact_
@@ -25,10 +25,8 @@ from harness.quant.layers.linear import QuantLinear
 from harness.quant.layers.policy import DeltaPolicy, delta_schedule, policy_of
 from harness.quant.layers.switch import SwitchedLinear
 from harness.testing.conformance import GENS, TINY_GEN, tiny_pipeline
-from methods.dvdquant.method import (
-    DVDQuant,
-    DVDQuantOptions,
-    _Rounding,
+from methods.dvdquant.method import DVDQuant, DVDQuantOptions, _Rounding
+from methods.dvdquant.switching import (
     bisect_delta,
     delta_guided_bit_switching_,
     mean_width,
@@ -210,7 +208,7 @@ def test_linears_of_one_input_are_rotated_alike_and_modulation_is_not_rotated() 
 )
 def test_options_that_cannot_be_meant_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        DVDQuantOptions(**bad)
+        resolve_options(DVDQuant(), bad)
 
 
 def quantized(bits: str, out: Path, **options: Any) -> tuple[nn.Module, QuantReport]:

@@ -14,22 +14,19 @@ from torch import Tensor, nn
 
 from harness.bits import BitSpec
 from harness.errors import UsageError
-from harness.method import QuantContext, QuantReport
+from harness.method import QuantContext, QuantReport, resolve_options
 from harness.models.block_input import Sample
 from harness.models.families import family
 from harness.models.trajectories import CalibrationPool, record_pool
 from harness.quant.layers.linear import QuantLinear
-from harness.testing.conformance import PROMPTS, TINY_GEN, tiny_pipeline
-from methods.qvdit.method import (
-    QVDiT,
-    QVDiTOptions,
-    initial_gain,
-    paper_iterations,
-    temporal_loss,
-)
+from harness.testing.conformance import PROMPTS, TINY_GEN, make_bench, tiny_pipeline
+from methods.qvdit.budget import paper_iterations
+from methods.qvdit.gain import initial_gain
+from methods.qvdit.method import QVDiT, QVDiTOptions, temporal_loss
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 FAMILY = family("cogvideox")
 
@@ -250,6 +247,21 @@ def test_the_releases_eight_bit_feed_forward_is_said_to_be_mixed(
     assert quantized(bench, "w8a8", iterations=0, ff_bits=8)[1].mixed == ""
 
 
+def test_in_a_block_that_fuses_them_what_holds_the_feed_forward_is_raised(tmp_path: Path) -> None:
+    other = make_bench("hunyuanvideo", tmp_path)
+    _, _, report = other.quantize(
+        QVDiT(), {"samples": 2, "iterations": 0, "ff_bits": 8}, "w4a4", "raised"
+    )
+    raised = {entry.name for entry in report.layers if entry.w_bits == 8}
+    dual = {
+        f"transformer_blocks.0.{part}.net.{i}"
+        for part in ("ff", "ff_context")
+        for i in ("0.proj", "2")
+    }
+    single = {f"single_transformer_blocks.0.{name}" for name in ("proj_mlp", "proj_out")}
+    assert raised == dual | single
+
+
 def test_at_sixteen_bits_nothing_is_learned_and_nothing_changes(
     bench: tuple[nn.Module, CalibrationPool],
 ) -> None:
@@ -280,4 +292,10 @@ def test_a_short_training_stretches_its_rates_by_the_iterations_it_lacks(
 )
 def test_what_cannot_be_meant_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        QVDiTOptions(**options)
+        resolve_options(QVDiT(), options)
+
+
+def test_the_quick_budget_is_one_that_the_method_takes() -> None:
+    chosen = resolve_options(QVDiT(), QVDiT.quick)
+    assert (chosen.iterations, chosen.batch, chosen.stretch) == (200, 1, True)
+    assert not chosen.checkpointing

@@ -15,7 +15,7 @@ from torch import nn
 
 from harness.bits import BitSpec
 from harness.errors import UsageError
-from harness.method import QuantContext, QuantReport
+from harness.method import QuantContext, QuantReport, resolve_options
 from harness.models.block_input import Sample
 from harness.models.families import family
 from harness.models.trajectories import CalibrationPool, record_pool
@@ -376,7 +376,7 @@ def test_sixteen_bits_are_neither_searched_nor_clipped(
 
 def test_a_longer_block_than_the_papers_is_refused() -> None:
     with pytest.raises(UsageError, match="length"):
-        QVLMOptions(length=4)
+        resolve_options(QVLM(), {"length": 4})
 
 
 def test_the_linears_of_other_families_follow_their_nodes() -> None:

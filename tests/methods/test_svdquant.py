@@ -16,25 +16,24 @@ from torch import Tensor, nn
 from harness.artifact.quantize import branch_bits, quantize
 from harness.bits import BitSpec
 from harness.errors import UsageError
-from harness.method import QuantContext
+from harness.method import QuantContext, resolve_options
 from harness.models.families import family
 from harness.models.trajectories import record_pool
-from harness.quant.layers.activation import quantize_activation
-from harness.quant.layers.grid import storable
-from harness.quant.layers.linear import QuantLinear, WeightSpec
-from harness.quant.layers.low_rank import LowRank
-from harness.quant.rounding.gptq import Hessian
-from harness.quant.rounding.smoothing import InputSummary, smoothing_scale
-from harness.testing.conformance import PROMPTS, TINY_GEN, tiny_pipeline
-from methods.svdquant.method import (
-    SharedFit,
-    SVDQuant,
-    SVDQuantOptions,
-    fitting_rank,
-    round_to_nearest,
-    smoothing_pairs,
-    truncated_svd,
+from harness.quant import (
+    Hessian,
+    InputSummary,
+    LowRank,
+    QuantLinear,
+    WeightSpec,
+    quantize_activation,
+    replace_module_,
+    smoothing_scale,
+    storable,
 )
+from harness.testing.conformance import PROMPTS, TINY_GEN, tiny_pipeline
+from methods.svdquant.branch import fitting_rank, truncated_svd
+from methods.svdquant.method import SVDQuant, SVDQuantOptions
+from methods.svdquant.shared_fit import SharedFit, round_to_nearest, smoothing_pairs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,6 +77,15 @@ def make_fit(block: nn.Module, x: Tensor, bits: str = "w4a4", **options: Any) ->
     summary = InputSummary(peak=zeros, total=zeros, parts=[], hessian=hessian)
     summary.add(x, x.shape[0], torch.Generator().manual_seed(0))
     return SharedFit(block, ("q", "k"), summary, context)
+
+
+def replace_(block: nn.Module, fit: SharedFit) -> dict[str, float | None]:
+    """Smooth, branch and round as the method does; errors by linear."""
+    scale = fit.search_smoothing()
+    found = fit.round_residual(block, scale, fit.fit_branch(scale))
+    for rounded in found:
+        replace_module_(block, rounded.name, rounded.layer)
+    return {rounded.name: rounded.error for rounded in found}
 
 
 def naive_round(matrix: np.ndarray, bits: int, group: int) -> np.ndarray:
@@ -223,7 +231,7 @@ def test_a_layer_is_branch_plus_rounded_rest_and_linears_share_the_down_projecti
     block, x = make_block(), make_tokens()
     bias = {n: block.get_submodule(n).get_parameter("bias").detach().clone() for n in "qk"}
     weight = {n: block.get_submodule(n).get_parameter("weight").detach().clone() for n in "qk"}
-    make_fit(block, x, points=4, rounding=rounding).replace_(block)
+    replace_(block, make_fit(block, x, points=4, rounding=rounding))
     layers = {name: block.get_submodule(name) for name in "qk"}
     for name, layer in layers.items():
         assert isinstance(layer, QuantLinear)
@@ -260,7 +268,7 @@ def test_gptq_on_the_residual_beats_rounding_it_to_nearest_on_these_inputs() -> 
     for rounding in ("gptq", "rtn"):
         block = make_block()
         exact = x @ stacked(block).T
-        make_fit(block, x, "w3a16", points=4, rounding=rounding).replace_(block)
+        replace_(block, make_fit(block, x, "w3a16", points=4, rounding=rounding))
         found = torch.cat([block.get_submodule(n)(x) for n in "qk"], 1)
         bias = torch.cat([block.get_submodule(n).get_buffer("bias") for n in "qk"])
         wrong[rounding] = float((found - bias - exact).square().sum())
@@ -270,7 +278,7 @@ def test_gptq_on_the_residual_beats_rounding_it_to_nearest_on_these_inputs() -> 
 def test_a_measured_error_is_that_of_the_rounded_weight_on_the_inputs() -> None:
     block, x = make_block(), make_tokens()
     weight = block.get_submodule("q").get_parameter("weight").detach().double()
-    errors = dict(make_fit(block, x, "w4a16", points=3).replace_(block))
+    errors = replace_(block, make_fit(block, x, "w4a16", points=3))
     layer = block.get_submodule("q")
     found = layer(x).double() - layer.get_buffer("bias").double()
     exact = x.double() @ weight.T
@@ -291,7 +299,7 @@ def test_real_widths_keep_rank_32_and_miniatures_a_quarter() -> None:
 )
 def test_options_that_cannot_be_meant_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        SVDQuantOptions(**bad)
+        resolve_options(SVDQuant(), bad)
 
 
 def test_a_projection_is_stored_once_and_the_branch_counts_in_the_average_width(
