@@ -1,4 +1,4 @@
-"""Digest what every method leaves on every family's miniature, to compare before and after a change.
+"""Digest what every method leaves on every family's miniature, to compare before and after.
 
     python tools/artifact_codes.py --out before.json          # in the tree as it was
     python tools/artifact_codes.py --out after.json --against before.json
@@ -22,7 +22,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from safetensors.numpy import load_file
+import torch
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = {"samples": 4, "epochs": 1, "iterations": 8, "timesteps": 2}
@@ -50,8 +51,10 @@ def model_digest(folder: Path) -> str:
     said = {name: manifest.get(name) for name in ("layers", "shared", "kept_dtypes", "step_policy")}
     sha = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     for name, value in sorted(load_file(folder / "weights.safetensors").items()):
-        sha.update(f"{name} {value.dtype} {value.shape}".encode())
-        sha.update(value.tobytes())
+        kind = str(value.dtype).removeprefix("torch.")
+        sha.update(f"{name} {kind} {tuple(value.shape)}".encode())
+        # as bytes: NumPy, which the rest of the digest is spelled by, has no bfloat16
+        sha.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
 
 
