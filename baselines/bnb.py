@@ -7,7 +7,6 @@ before each product.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,25 +16,26 @@ from harness.api import (
     IDENTITY_WIDTH,
     BitSpec,
     Deviation,
+    Method,
     QuantContext,
     QuantReport,
     Reproduction,
+    TargetOptions,
     Unsupported,
     UnsupportedError,
+    options,
 )
-from harness.quant.layers.apply import MODULATION
-from harness.quant.layers.library import (
+from harness.quant import (
     LibraryLinear,
     LibraryScheme,
     library_linears_,
     not_installed,
     only_at,
+    stay_plain_,
 )
-from harness.quant.layers.library_parts import stay_plain_
-from harness.quant.options import check_choice
 
 if TYPE_CHECKING:
-    from harness.models.families.base import InputGroup
+    from harness.quant import InputGroup
 
 LIBRARY = "bitsandbytes"
 BLOCK = 64  # Params4bit's default
@@ -46,35 +46,22 @@ Its widest gap is 0.304, so that rounding errs by 0.152 at most; the rest is for
 """
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BitsAndBytesOptions:
+@options
+class BitsAndBytesOptions(TargetOptions):
     """Knobs.
 
     Attributes:
         double_quant: Whether the scales are stored in 8 bits.
-        modulation: ``w`` converts the modulation linears too, ``fp`` leaves them out.
     """
 
     double_quant: bool = True  # Linear4bit's default; BitsAndBytesConfig of diffusers says False
-    modulation: str = "w"
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be meant.
-
-        Raises:
-            UsageError: A value is unknown.
-        """
-        check_choice("modulation", self.modulation, MODULATION)
 
 
-class BitsAndBytesNF4:
+class BitsAndBytesNF4(Method):
     """``bitsandbytes.nn.Linear4bit`` with ``quant_type="nf4"``."""
 
     name = "bnb-nf4"
-    version = 1
     Options = BitsAndBytesOptions
-    needs_calibration = False
-    unquantized = False
     reproduction = Reproduction(
         title="QLoRA: Efficient Finetuning of Quantized LLMs (the NF4 data type)",
         source="arXiv 2305.14314",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,55 +18,33 @@ from harness.api import (
     IDENTITY_WIDTH,
     BitSpec,
     Deviation,
+    Method,
     QuantContext,
     QuantReport,
     Reproduction,
+    TargetOptions,
     Unsupported,
     UnsupportedError,
 )
-from harness.quant.layers.apply import MODULATION
-from harness.quant.layers.library import (
+from harness.quant import (
     LibraryLinear,
     LibraryScheme,
     library_linears_,
     not_installed,
     only_at,
 )
-from harness.quant.options import check_choice
 
 if TYPE_CHECKING:
-    from harness.models.families.base import InputGroup
+    from harness.quant import InputGroup
 
 LIBRARY = "optimum-quanto"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class QuantoOptions:
-    """Knobs.
-
-    Attributes:
-        modulation: ``w`` converts the modulation linears too, ``fp`` leaves them out.
-    """
-
-    modulation: str = "w"
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be meant.
-
-        Raises:
-            UsageError: A value is unknown.
-        """
-        check_choice("modulation", self.modulation, MODULATION)
-
-
-class Quanto:
+class Quanto(Method):
     """``quantize`` and ``freeze`` with ``qint8`` or ``qint4`` weights."""
 
     name = "quanto"
-    version = 1
-    Options = QuantoOptions
-    needs_calibration = False
-    unquantized = False
+    Options = TargetOptions
     reproduction = Reproduction(
         title="optimum-quanto: qint8 and qint4 weights",
         source="the package optimum-quanto",

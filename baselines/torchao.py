@@ -9,24 +9,24 @@ default torchao would also convert embedders, the final projection and everythin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch import nn
 
 from harness.api import (
+    IDENTITY_WIDTH,
     BitSpec,
     Deviation,
+    Method,
     QuantContext,
     QuantReport,
     Reproduction,
+    TargetOptions,
     Unsupported,
     UnsupportedError,
+    options,
 )
-from harness.bits import IDENTITY_WIDTH
-from harness.errors import UsageError
-from harness.quant.layers.apply import MODULATION
-from harness.quant.layers.library import (
+from harness.quant import (
     LibraryLinear,
     LibraryScheme,
     cuda_capability,
@@ -34,13 +34,13 @@ from harness.quant.layers.library import (
     not_installed,
     only_at,
 )
-from harness.quant.options import check_choice
 
 if TYPE_CHECKING:
-    from harness.models.families.base import InputGroup
+    from harness.quant import InputGroup
 
 LIBRARY = "torchao"
-INT4_GROUPS = (256, 128, 64, 32)  # what torchao's tile-packed 4-bit product takes
+Int4Group = Literal[256, 128, 64, 32]
+"""What torchao's tile-packed 4-bit product takes."""
 INT4_TILE = (8, 1024)  # Int4TilePackedTo4dTensor pads to these
 INT4_CAPABILITY = (8, 0)  # Int4TilePackedTo4dTensor refuses older devices
 FP8_CAPABILITY = (8, 9)  # Float8DynamicActivationFloat8WeightConfig refuses older devices
@@ -57,57 +57,22 @@ _MODULATION = Deviation(
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TorchAOOptions:
-    """Knobs.
-
-    Attributes:
-        modulation: ``w`` converts the modulation linears too, ``fp`` leaves them out.
-    """
-
-    modulation: str = "w"
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be meant.
-
-        Raises:
-            UsageError: A value is unknown.
-        """
-        check_choice("modulation", self.modulation, MODULATION)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TorchAOInt4Options(TorchAOOptions):
+@options
+class TorchAOInt4Options(TargetOptions):
     """Knobs.
 
     Attributes:
         group: Input channels that share a step; a smaller one where it does not divide the width.
     """
 
-    group: int = 128  # Int4WeightOnlyConfig's default
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be meant.
-
-        Raises:
-            UsageError: A value is unknown.
-        """
-        check_choice("modulation", self.modulation, MODULATION)
-        if self.group not in INT4_GROUPS:
-            raise UsageError(
-                f"option 'group': value {self.group} is not one that torchao packs",
-                f"give one of {', '.join(map(str, INT4_GROUPS))}",
-            )
+    group: Int4Group = 128  # Int4WeightOnlyConfig's default
 
 
-class TorchAOInt8:
+class TorchAOInt8(Method):
     """``Int8DynamicActivationInt8WeightConfig``."""
 
     name = "torchao-int8"
-    version = 1
-    Options = TorchAOOptions
-    needs_calibration = False
-    unquantized = False
+    Options = TargetOptions
     reproduction = Reproduction(
         title="torchao: Int8DynamicActivationInt8WeightConfig, granularity per row",
         source="the package torchao",
@@ -136,14 +101,11 @@ class TorchAOInt8:
         return library_linears_(transformer, ctx, self.name, make, ctx.options.modulation)
 
 
-class TorchAOInt4WeightOnly:
+class TorchAOInt4WeightOnly(Method):
     """``Int4WeightOnlyConfig`` in the tile-packed layout."""
 
     name = "torchao-int4wo"
-    version = 1
     Options = TorchAOInt4Options
-    needs_calibration = False
-    unquantized = False
     reproduction = Reproduction(
         title="torchao: Int4WeightOnlyConfig, tile_packed_to_4d",
         source="the package torchao",
@@ -185,14 +147,11 @@ class TorchAOInt4WeightOnly:
         return library_linears_(transformer, ctx, self.name, make, ctx.options.modulation)
 
 
-class TorchAOFloat8:
+class TorchAOFloat8(Method):
     """``Float8DynamicActivationFloat8WeightConfig``, one scale for each row."""
 
     name = "torchao-fp8"
-    version = 1
-    Options = TorchAOOptions
-    needs_calibration = False
-    unquantized = False
+    Options = TargetOptions
     reproduction = Reproduction(
         title="torchao: Float8DynamicActivationFloat8WeightConfig, granularity per row",
         source="the package torchao",
@@ -251,7 +210,7 @@ def _a_bits(group: InputGroup) -> int:
 
 
 def _int4_group(linear: nn.Linear, wanted: int) -> int:
-    for size in INT4_GROUPS:
+    for size in get_args(Int4Group):
         if size <= wanted and linear.in_features % size == 0:
             return size
     raise UnsupportedError(

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from harness.bits import IDENTITY_WIDTH
-from harness.quant.layers.grid import Affine, code_range, decode, fake_quantize
+from harness.api import IDENTITY_WIDTH
+from harness.quant import Affine, code_range, decode, fake_quantize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

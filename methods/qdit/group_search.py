@@ -7,18 +7,22 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from harness.models.families.base import linear_at
-from harness.quant.calibration.capture import observing
-from harness.quant.layers.activation import ActivationSpec
-from harness.quant.layers.layers import replace_module_
-from harness.quant.layers.linear import WeightSpec, fitting_group, quantize_linear
+from harness.quant import (
+    ActivationSpec,
+    WeightSpec,
+    fitting_group,
+    linear_at,
+    observing,
+    quantize_linear,
+    replace_module_,
+)
 from methods.qdit.evolution import Evolution, Evolved, Genome, evolve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from harness.method import QuantContext
-    from harness.models.block_input import Sample
+    from harness.api import QuantContext
+    from harness.quant import Sample
 
 RESCALE_BITOPS = 16 * 16
 """Bit operations of one rescaling of a group's partial sum: a product of two 16-bit numbers."""

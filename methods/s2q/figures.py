@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from harness.models.block_input import Sample
+    from harness.quant import Sample
 
 
 def plot_chosen_timesteps(
