@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harness.bits import IDENTITY_WIDTH, BitSpec
-from harness.errors import HarnessError, UnsupportedError
+from harness.errors import HarnessError, InfraError, UnsupportedError
 from harness.method import (
     SAME_BUDGET,
     SAME_TARGETS,
@@ -31,6 +31,8 @@ from harness.options import (
     Whole,
     options,
 )
+from harness.score.scorer import Clip, Scorer
+from harness.spec import Metric
 
 __all__ = [
     "IDENTITY_WIDTH",
@@ -40,11 +42,14 @@ __all__ = [
     "Amount",
     "BitSpec",
     "Branches",
+    "Clip",
     "Count",
     "Deviation",
     "HarnessError",
+    "InfraError",
     "LayerReport",
     "Method",
+    "Metric",
     "Modulation",
     "NoOptions",
     "Prefix",
@@ -53,6 +58,7 @@ __all__ = [
     "Reproduction",
     "Rounding",
     "SampleOptions",
+    "Scorer",
     "Share",
     "SpacedOptions",
     "TargetOptions",

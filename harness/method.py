@@ -236,6 +236,8 @@ class Method:
         reproduction: Source and known deviations.
         quick: Options that keep its calibration near two minutes on a bundled model; they hold
             there unless the row sets the option or ``[calibration] budget`` is ``full``.
+        libraries: Distributions whose own code quantizes and runs the layers; their versions are
+            part of the artifact's key. Empty for a method that leaves this package's layers.
         quick_s: Guessed seconds of quantizing a bundled model so on one core; only for the estimate
             of the first run, after which the store's journal knows.
     """
@@ -247,6 +249,7 @@ class Method:
     unquantized: ClassVar[bool] = False
     reproduction: ClassVar[Reproduction] = Reproduction(title="", source="", code="")
     quick: ClassVar[Mapping[str, Any]] = {}
+    libraries: ClassVar[tuple[str, ...]] = ()
     quick_s: ClassVar[float] = 10.0
 
     def supports(self, family: str, bits: BitSpec) -> Unsupported | None:

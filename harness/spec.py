@@ -10,6 +10,13 @@ import enum
 from dataclasses import dataclass, field
 from typing import Any
 
+FP = "fp"
+"""The unquantized reference: its row, its method, and the width of rows that are not quantized."""
+
+QUALITY, VBENCH, FIDELITY, COST, OTHER = "quality", "VBench", "fidelity to fp", "cost", "other"
+BLOCKS = (QUALITY, VBENCH, FIDELITY, COST, OTHER)
+"""The blocks of a table, in its order."""
+
 
 class Status(enum.StrEnum):
     """How a cell or a value ended."""
@@ -141,6 +148,74 @@ class Cell:
     def id(self) -> str:
         """Name of the cell, unique in a run and fit for a folder."""
         return f"{self.model.name}--{self.method.label}--{self.bits}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metric:
+    """All that is known of a metric but how it is computed; a run keeps it beside its records.
+
+    Attributes:
+        name: Name in the records, e.g. ``psnr_db``.
+        unit: ``dB``, ``s``, ``bytes``, ``ratio``, ``bool``, ``margin``, ``bits``...
+        better: ``higher``, ``lower`` or ``none``.
+        title: Head of its column; a line break splits it where a renderer has several lines.
+        block: One of ``BLOCKS``.
+        whole: One value for the row, not one for each clip.
+        digits: Decimals; with ``significant``, significant digits.
+        significant: Whether ``digits`` counts significant digits.
+        scale: Shown value = recorded value x scale.
+        suffix: Printed after the number.
+        interval: Whether the interval of the mean is printed (it is always in the CSV).
+        interval_digits: Decimals of the interval's ends where fewer do.
+        difference: Title of a second column, the paired differences to the fp row; empty for none.
+        difference_shown: False where only the CSV has that column.
+        spread: Metric that is printed after the value as +-; it has no column of its own.
+        measured: Taken of what ran: a simulated row prints ``simulated`` instead.
+        shown: False for a column that only the CSV has.
+        headline: Shown where there is room for few: comparisons, the results page.
+        closeness: A clip that is frozen or noise can lead it: read as closeness to fp.
+        aggregate_of: Metric whose official aggregate this is; printed only where it differs from
+            the mean by what is printed.
+    """
+
+    name: str
+    unit: str
+    better: str = "none"
+    title: str = ""
+    block: str = OTHER
+    whole: bool = False
+    digits: int = 2
+    significant: bool = False
+    scale: float = 1.0
+    suffix: str = ""
+    interval: bool = False
+    interval_digits: int | None = None
+    difference: str = ""
+    difference_shown: bool = True
+    spread: str = ""
+    measured: bool = False
+    shown: bool = True
+    headline: bool = False
+    closeness: bool = False
+    aggregate_of: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Value:
+    """What a stage says of one metric of a row, before it is known of which run.
+
+    Attributes as in ``Record``.
+    """
+
+    metric: str
+    value: float | None = None
+    prompt: str = ""
+    seed: int = -1
+    status: Status = Status.OK
+    key: str = ""
+    at: str = ""
+    detail: str = ""
+    scorer: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

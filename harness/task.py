@@ -1,13 +1,13 @@
-"""Tasks: what a worker is told, as one JSON file."""
+"""Tasks: what a worker is told, as one JSON file, and what is heard of it."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.spec import GenSpec, MethodSpec, ModelSpec, Prompt
+from harness.spec import GenSpec, MethodSpec, ModelSpec, Prompt, Status
 from harness.store.keys import Keyed, plain
 
 if TYPE_CHECKING:
@@ -143,6 +143,40 @@ class Job:
             threads=raw["threads"],
             parent=raw["parent"],
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """A line from a worker.
+
+    Attributes:
+        task: Id of the task.
+        name: ``progress``, ``clip`` or ``stage``.
+        facts: What the line says besides.
+    """
+
+    task: str
+    name: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ended:
+    """How a worker ended.
+
+    Attributes:
+        detail: One line; empty for ``ok``.
+        disk_full: Whether the cause is a full disk, which stops the run.
+        log: What it printed.
+        seconds: Wall time from start to end.
+    """
+
+    task: str
+    status: Status
+    detail: str
+    disk_full: bool
+    log: Path
+    seconds: float
 
 
 def model_from(raw: Mapping[str, Any]) -> ModelSpec:

@@ -26,7 +26,7 @@ from harness.artifact.teacher_forced import (
     teacher_forced,
 )
 from harness.models.block_input import Sample
-from harness.models.families import family as family_by_name
+from harness.models.families import family_by_name
 from harness.models.sample import denoise
 from harness.models.trajectories import record_pool
 from harness.quant.layers.artifact import load_artifact_

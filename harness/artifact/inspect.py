@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
-from harness.artifact.quantize import REPORT
+from harness.artifact.stage import REPORT
 from harness.bits import IDENTITY_WIDTH
-from harness.generate.generate import FACTS_FILE
+from harness.generate.generate import FACTS_FILE, STEPS_BY_CHOICE
 from harness.quant.layers.artifact import WEIGHTS, artifact_bytes, read_manifest, stored_layers
 from harness.quant.layers.linear import QuantLinear
 from harness.quant.layers.switch import SwitchedLinear
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     from harness.quant.layers.layers import QuantizedLayer
     from harness.store.store import Store
-
-STEPS = "steps_by_choice"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -186,8 +184,8 @@ def clip_traces(store: Store, artifact_key: str) -> list[list[int]]:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         if manifest["inputs"].get("quant") == artifact_key:
             facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
-            if facts.get(STEPS):
-                found.append([int(form) for form in facts[STEPS]])
+            if facts.get(STEPS_BY_CHOICE):
+                found.append([int(form) for form in facts[STEPS_BY_CHOICE]])
     return found
 
 

@@ -9,10 +9,11 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.artifact.stage import REPORT
 from harness.bits import IDENTITY_WIDTH, BitSpec
 from harness.measure.memory import peak_memory
 from harness.method import Method, QuantContext, QuantReport, resolve_options
-from harness.models.families import family as family_by_name
+from harness.models.families import family_by_name
 from harness.models.families.base import linear_at, target_linears
 from harness.models.sample import denoise, denoiser_step
 from harness.models.trajectories import CalibrationPool
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from harness.spec import GenSpec
-
-REPORT = "report.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

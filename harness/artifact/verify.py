@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from harness.artifact.quantize import REPORT
+from harness.artifact.stage import REPORT
 from harness.bits import IDENTITY_WIDTH, BitSpec
 from harness.errors import HarnessError
-from harness.models.families import family as family_by_name
+from harness.models.families import family_by_name
 from harness.models.families.base import InputGroup, target_linears
 from harness.quant.layers.artifact import load_artifact_
 from harness.quant.layers.grid import code_range, decode, encode, expand

@@ -169,19 +169,34 @@ def _suites() -> list[tuple[str, str]]:
 
 def _metrics() -> list[tuple[str, str]]:
     """What is always computed, and what ``--metrics`` takes: what it is, what is still needed."""
-    from harness.score.clip_weights import clip_missing
-    from harness.score.fvd_weights import fvd_missing
-    from harness.score.names import CLIP, FVD, SETS
-    from harness.score.scorers import CONJUNCTION, SCORERS, lpips_missing
+    from harness.score.names import SETS
+    from harness.score.registry import BrokenScorerError, load_scorer, scorer_names
+
+    always: list[tuple[str, str]] = []
+    asked: list[tuple[str, str]] = []
+    for name in scorer_names():
+        try:
+            scorer = load_scorer(name)
+        except BrokenScorerError as cause:
+            asked.append((name, f"broken: {cause.message}"))
+            continue
+        rows = always if scorer.always else asked
+        rows.append((name, f"{scorer.about or 'a plug-in'}; {_ready(scorer.missing())}"))
+        if scorer.always:
+            rows += [(f"  {fact.name}", fact.title.replace("\n", " ")) for fact in scorer.metrics]
+    sets = [(name, f"for --metrics: {len(of)} dimensions of VBench") for name, of in SETS.items()]
+    own = ("<module>:<attribute>", "one's own: docs/adding-a-metric.md")
+    return [*always, *sets, *_dimensions(), *asked, own]
+
+
+def _dimensions() -> list[tuple[str, str]]:
+    """VBench's dimensions and what is beside them in the scoring environment."""
     from harness.vbench import environment
     from harness.vbench.dimensions import DIMENSIONS, EXTRA_WEIGHTS, FLOW, STATIC
 
     found = environment.find()
     detector = found is not None and found.detector
-    rows = [(name, "fidelity to fp, always") for name in SCORERS["fidelity"].metrics]
-    rows.append(("lpips", f"fidelity to fp, where it can be computed; {_ready(lpips_missing())}"))
-    rows.append((f"oracle_{CONJUNCTION}, ...", "what is seen in the clip, bundled models, always"))
-    rows += [(name, f"for --metrics: {len(of)} dimensions of VBench") for name, of in SETS.items()]
+    rows = []
     for name, known in DIMENSIONS.items():
         prompts = "any prompts" if known.custom else "VBench's prompts only"
         if "label" in known.asks:
@@ -195,8 +210,6 @@ def _metrics() -> list[tuple[str, str]]:
     ):
         lack = _lacking(name, EXTRA_WEIGHTS[name], installed=found is not None)
         rows.append((name, f"{about}; {_ready(lack)}"))
-    rows.append((CLIP, f"CLIPSIM and CLIP-Temp, two preparations each; {_ready(clip_missing())}"))
-    rows.append((FVD, f"Frechet distance to fp, 1 000 clips or more; {_ready(fvd_missing())}"))
     return rows
 
 

@@ -22,7 +22,7 @@ from harness.spec import Status
 
 if TYPE_CHECKING:
     from harness.plan.prepared import Prepared
-    from harness.run.executors.base import Ended, Event
+    from harness.task import Ended, Event
 
 # Share of a worker's bar that each stage fills; in a cell that quantizes, that takes longest.
 _STAGES = {
@@ -111,10 +111,6 @@ class ProgressMonitor:
             self._say(f"{ended.task}: done in {ended.seconds:.0f} s")
         else:
             self._say(f"{ended.task}: {ended.status}: {ended.detail} (log: {ended.log})")
-
-    def warning(self, text: str) -> None:
-        """Print a warning above the bars."""
-        self._say(f"warning: {text}")
 
     def _update_overall(self) -> None:
         if self._overall is not None:

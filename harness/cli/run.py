@@ -182,7 +182,7 @@ def _print_plan(console: Any, prepared: Prepared, store: Any) -> None:
     print_whole(table, console)
     lines = [f"record calibration: {name}" for name in plan.pools]
     lines += [f"judge {name}: {count} values" for name, count in plan.scores.items()]
-    lines += plan.judging.remarks
+    lines += plan.vbench.remarks
     lines += [
         f"device {plan.device.id} ({plan.device.name}), {plan.jobs} workers of "
         f"{plan.experiment.execution.threads} threads",

@@ -1,4 +1,4 @@
-"""Measure: latency and memory of every row of a model, interleaved, alone on the machine.
+"""The measure stage: latency and memory of every row of a model, interleaved, alone on the machine.
 
 Rows take turns, so that a change of clock or load meets all of them; what is reported is the median
 and the interquartile range over the rounds. A simulated row's step is timed for the record only: it
@@ -13,21 +13,25 @@ import os
 import statistics
 import time
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from harness.errors import HarnessError
 from harness.method import SIMULATED
+from harness.spec import COST, Metric, Value
+from harness.store.keys import Keyed
+from harness.store.sources import sources_digest
+from harness.task import MeasureTask
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from diffusers import DiffusionPipeline
 
-    from harness.store.store import Store
-    from harness.task import MeasuredRow, MeasureTask
+    from harness.spec import GenSpec, ModelSpec
+    from harness.store.store import Entry, Store
+    from harness.task import MeasuredRow
 
 MEASURE_FILE = "measure.json"
 ROUNDS = 7
@@ -36,11 +40,95 @@ WARMUP = 2
 BUSY = 0.1
 """Share of the processor that others may use before the timings carry a warning."""
 PROMPT = ""  # the time of a clip does not depend on what it shows
+KERNEL = "kernel:"
+
+METRICS = (
+    Metric(
+        name="step_latency_s", unit="s", better="lower", title="step\nms", block=COST, whole=True,
+        digits=1, scale=1e3, spread="step_latency_iqr_s", measured=True,
+    ),
+    Metric(name="step_latency_iqr_s", unit="s", block=COST, whole=True, shown=False),
+    Metric(
+        name="step_speedup", unit="ratio", better="higher", title="speed\nvs fp", block=COST,
+        whole=True, suffix="x",
+    ),
+    Metric(
+        name="clip_latency_s", unit="s", better="lower", title="clip\ns", block=COST, whole=True,
+        spread="clip_latency_iqr_s", measured=True,
+    ),
+    Metric(name="clip_latency_iqr_s", unit="s", block=COST, whole=True, shown=False),
+    Metric(
+        name="peak_bytes", unit="bytes", better="lower", title="peak\nMB", block=COST, whole=True,
+        digits=0, scale=1e-6, measured=True,
+    ),
+)  # fmt: skip
 
 
-def protocol() -> dict[str, int]:
-    """What decides how the timings were taken; part of their key."""
-    return {"version": 2, "rounds": ROUNDS, "clips": CLIPS, "warmup": WARMUP}
+def measure_task(
+    model: ModelSpec, gen: GenSpec, rows: Sequence[MeasuredRow], cohort: Mapping[str, Any]
+) -> MeasureTask:
+    """The measuring of one model's rows, with the key of what it leaves.
+
+    Args:
+        model: The model.
+        gen: Its generation settings.
+        rows: All rows that take turns.
+        cohort: Device, libraries, threads.
+    """
+    measure = Keyed.of(
+        "measure",
+        {
+            "rows": sorted(f"{row.cell}={row.artifact}" for row in rows),
+            "gen": gen,
+            "cohort": {**cohort, "model": model.revision + model.variant},
+            "protocol": {"rounds": ROUNDS, "clips": CLIPS, "warmup": WARMUP},
+            "sources": sources_digest([__name__, "harness.measure.memory"]),
+        },
+    )
+    return MeasureTask(
+        id=f"measure--{model.name}",
+        model=model,
+        gen=gen,
+        rows=tuple(rows),
+        measure=measure,
+        rounds=ROUNDS,
+        clips=CLIPS,
+    )
+
+
+def measured_values(
+    entry: Entry | None, cell: str, reference: str, execution: str
+) -> Iterator[Value]:
+    """What was measured of a row.
+
+    Args:
+        entry: The measured set, None where nothing was measured.
+        cell: Id of the row.
+        reference: Id of the unquantized row that its speed is held against.
+        execution: How the row computes; empty for an unquantized one.
+    """
+    if entry is None:
+        return
+    every = entry.json(MEASURE_FILE)["values"]
+    found = dict(every.get(cell, {}))
+    base = every.get(reference, {}).get("step_latency_s")
+    if execution.startswith(KERNEL) and base and found.get("step_latency_s"):
+        found["step_speedup"] = base / found["step_latency_s"]
+    for metric, value in found.items():
+        yield Value(
+            metric=metric, value=value, key=entry.key, at=entry.manifest["at"], detail=execution
+        )
+
+
+def measuring_warning(entry: Entry | None, model: str) -> str:
+    """What must be said of a measured set that was taken while something else used the machine."""
+    busy = 0.0 if entry is None else float(entry.json(MEASURE_FILE)["busy"])
+    if busy <= BUSY:
+        return ""
+    return (
+        f"the machine was {busy:.0%} busy with other work when {model} was timed: its latencies "
+        "are not to be relied on"
+    )
 
 
 def measure(
@@ -62,7 +150,7 @@ def measure(
     if device != "cpu":
         del pipelines
         for row in real:
-            values[row.cell]["peak_bytes"] = _peak_cuda(task, store, row, device)
+            values[row.cell]["peak_bytes"] = _peak(task, store, row, device)
     with store.build("measure", task.measure.key, task.measure.inputs) as folder:
         facts = {"busy": busy, "values": values}
         text = json.dumps(facts, indent=1, sort_keys=True, allow_nan=False)
@@ -118,13 +206,13 @@ def _time_clips(
     values: dict[str, dict[str, float]],
     progress: Callable[[float, str], None],
 ) -> None:
-    from harness.models.sample import sample
+    from harness.models.sample import sample_clip
 
     times: dict[str, list[float]] = {cell: [] for cell in pipelines}
     for turn in range(task.clips):
         for cell, pipeline in pipelines.items():
             progress(0.6 + 0.4 * turn / task.clips, f"whole clip, round {turn + 1}")
-            times[cell].append(_seconds(partial(sample, pipeline, PROMPT, task.gen, seed=0)))
+            times[cell].append(_seconds(partial(sample_clip, pipeline, PROMPT, task.gen, seed=0)))
     for cell, taken in times.items():
         values[cell] |= _spread("clip_latency", taken)
 
@@ -153,7 +241,7 @@ def _peak_in_child(task: MeasureTask, store: Store, row: MeasuredRow, device: st
         status = 1
         try:
             die_with(parent)
-            os.write(into, str(_peak_resident(task, store, row, device)).encode())
+            os.write(into, str(_peak(task, store, row, device)).encode())
             status = 0
         finally:
             # Never return into the parent's stack: its finally blocks are not ours to run.
@@ -180,32 +268,13 @@ def import_everything() -> None:
     import harness.quant.layers.artifact  # noqa: F401
 
 
-def _peak_resident(task: MeasureTask, store: Store, row: MeasuredRow, device: str) -> int:
-    from harness.models.sample import sample
+def _peak(task: MeasureTask, store: Store, row: MeasuredRow, device: str) -> float:
+    """Peak bytes of generating one clip: resident in this process, or allocated on the device."""
+    from harness.measure.memory import peak_memory
+    from harness.models.sample import sample_clip
 
     pipeline = _open(task, store, row, device)
     gc.collect()
-    reset = Path("/proc/self/clear_refs")
-    if reset.exists():
-        reset.write_text("5")  # Linux: sets the peak (VmHWM) to what is resident now
-    sample(pipeline, PROMPT, task.gen, seed=0)
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    import resource
-
-    # macOS gives bytes; there the peak includes loading.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def _peak_cuda(task: MeasureTask, store: Store, row: MeasuredRow, device: str) -> float:
-    import torch
-
-    from harness.models.sample import sample
-
-    pipeline = _open(task, store, row, device)
-    torch.cuda.reset_peak_memory_stats(device)
-    sample(pipeline, PROMPT, task.gen, seed=0)
-    return float(torch.cuda.max_memory_allocated(device))
+    with peak_memory(device) as peak:
+        sample_clip(pipeline, PROMPT, task.gen, seed=0)
+    return float(peak())

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from harness.errors import InfraError
 from harness.models.table import BUNDLED, transformer_parameters
-from harness.score.vbench_scorer import PREFIX
+from harness.score.vbench_judge import PREFIX
+from harness.score.vbench_scorer import expected_s
 from harness.score.vbench_stage import TASK
 
 if TYPE_CHECKING:
@@ -25,21 +26,6 @@ WORKER_START_S = 8.0  # imports of torch and diffusers, 7.6 and 8.6 s seen on a 
 _LATENT_SHARE = 0.1  # final latents beside raw frames, generously
 _ARTIFACT_BYTES_PER_PARAMETER = 4.0  # every layer kept at float32: the most an artifact can take
 _RESERVE_BYTES = 64 << 20
-# Seconds of one clip of 49 frames of 480x720 on one core of a server (Xeon with AMX), until
-# something was judged here; not known for other dimensions and not for accelerators.
-_JUDGE_S = {
-    "temporal_flickering": 0.4,
-    "subject_consistency": 24.0,
-    "background_consistency": 8.0,
-    "motion_smoothness": 50.0,
-    "dynamic_degree": 400.0,
-    "aesthetic_quality": 61.0,
-    "imaging_quality": 20.0,
-    "overall_consistency": 13.0,
-    "temporal_style": 13.0,
-    "scene": 100.0,
-}
-_JUDGE_FRAMES = 49
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,14 +143,13 @@ def _model_clip_s(model: str, history: dict[str, list[float]]) -> float | None:
 
 def _judge_s(plan: Plan, history: dict[str, list[float]]) -> float | None:
     """Seconds of judging on one worker; None where a dimension was never timed."""
-    bench = plan.judging.bench
-    frames = max((gen.frames for gen in plan.gens.values()), default=_JUDGE_FRAMES)
+    judge = plan.vbench.judge
+    frames = max(gen.frames for gen in plan.gens.values())
     total = 0.0
     for dimension, count in plan.scores.items():
         rate = _recent(history, f"score:{PREFIX}{dimension}")
-        if rate is None and bench is not None and bench.device.id == "cpu":
-            rate = _JUDGE_S.get(dimension)
-            rate = None if rate is None else rate * frames / _JUDGE_FRAMES
+        if rate is None and judge is not None and judge.device.id == "cpu":
+            rate = expected_s(dimension, frames)
         if rate is None:
             return None
         total += rate * count

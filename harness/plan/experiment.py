@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,12 +11,12 @@ from harness.errors import UsageError
 from harness.plan.experiment_file import ExperimentFile, MethodSection
 from harness.plan.registry import several
 from harness.score.names import expand
-from harness.spec import GenSpec, MethodSpec
+from harness.score.vbench_plan import JudgeSettings
+from harness.spec import FP, GenSpec, MethodSpec
 from harness.vbench.suites import is_name
 
 _T = TypeVar("_T")
 
-REFERENCE = "fp"
 BASELINES = ("control", "rtn")
 DEFAULT_MODELS = ("shapes",)
 DEFAULT_METHODS = ("s2q", "ptq4dit")
@@ -49,7 +49,7 @@ class Flags:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
+class MethodRow:
     """A method of the experiment with the widths it is run at."""
 
     method: MethodSpec
@@ -76,26 +76,6 @@ class Execution:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Judge:
-    """How VBench is run.
-
-    Attributes:
-        python: Interpreter that has it; None for the one that `harness fetch vbench` made.
-        scorer: ``shared`` loads each model and reads each file once; ``official`` calls the
-            package's own function for each dimension.
-        precision: ``float32``; ``bfloat16`` is faster, and its values are not the official ones.
-        batch: Frames or pairs of frames that a model sees at once.
-        shards: Workers that share the clips; None for as many as fit.
-    """
-
-    python: str | None = None
-    scorer: str = "shared"
-    precision: str = "float32"
-    batch: int = 1
-    shards: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Experiment:
     """What to compare, every default filled in.
 
@@ -113,7 +93,7 @@ class Experiment:
     """
 
     models: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[MethodRow, ...]
     suite: str
     limit: int | None
     seeds: tuple[int, ...]
@@ -125,7 +105,7 @@ class Experiment:
     out: Path | None
     lenient: tuple[str, ...] = ()
     metrics: tuple[str, ...] | None = None
-    judge: Judge = Judge()
+    judge: JudgeSettings = field(default_factory=JudgeSettings)
 
     def gen_for(self, default: GenSpec) -> GenSpec:
         """A model's generation settings with the overrides applied."""
@@ -183,9 +163,9 @@ def resolve(file: ExperimentFile, flags: Flags) -> Experiment:
     )
 
 
-def _judge(file: ExperimentFile) -> Judge:
+def _judge(file: ExperimentFile) -> JudgeSettings:
     given = file.vbench.model_dump(exclude_none=True)
-    return Judge(python=file.envs.vbench.python, **given)
+    return JudgeSettings(python=file.envs.vbench.python, **given)
 
 
 def default_suite(models: tuple[str, ...]) -> str:
@@ -233,13 +213,13 @@ def _ungrouped(names: tuple[str, ...]) -> tuple[str, ...]:
 
 def _rows(
     sections: list[MethodSection], chosen: tuple[str, ...] | None, bits: tuple[str, ...], seed: int
-) -> tuple[Row, ...]:
+) -> tuple[MethodRow, ...]:
     """The rows asked for: a chosen name takes its ``[[method]]`` entries, or stands for itself."""
     if chosen is None:
         if sections:
             return tuple(row for section in sections for row in _variants(section, bits, seed))
         chosen = DEFAULT_METHODS
-    rows: list[Row] = []
+    rows: list[MethodRow] = []
     for name in _unique(chosen):
         entries = [s for s in sections if name in (s.label, s.name)]
         entries = entries or [MethodSection(name=name)]
@@ -247,7 +227,7 @@ def _rows(
     return tuple(row for i, row in enumerate(rows) if row not in rows[:i])
 
 
-def _variants(section: MethodSection, bits: tuple[str, ...], seed: int) -> list[Row]:
+def _variants(section: MethodSection, bits: tuple[str, ...], seed: int) -> list[MethodRow]:
     label = section.label or section.name.replace(":", ".")
     if not label or any(c in "/\\" or c.isspace() for c in label) or label.startswith("."):
         raise UsageError(f"label '{label}' cannot name a folder", "use no spaces and no slashes")
@@ -263,7 +243,7 @@ def _variants(section: MethodSection, bits: tuple[str, ...], seed: int) -> list[
     options = tuple(sorted((k, _frozen(v)) for k, v in section.options.items()))
     widths = _widths(tuple(section.bits)) if section.bits else bits
     return [
-        Row(
+        MethodRow(
             method=MethodSpec(name=section.name, label=name, options=options, calibration_seed=s),
             bits=widths,
         )
@@ -272,17 +252,17 @@ def _variants(section: MethodSection, bits: tuple[str, ...], seed: int) -> list[
 
 
 def _with_references(
-    rows: tuple[Row, ...], bits: tuple[str, ...], seed: int, baselines: tuple[str, ...]
-) -> tuple[Row, ...]:
+    rows: tuple[MethodRow, ...], bits: tuple[str, ...], seed: int, baselines: tuple[str, ...]
+) -> tuple[MethodRow, ...]:
     """Put the reference first and the baselines that are not asked for by name after it."""
     widths = tuple(dict.fromkeys([*bits, *(b for row in rows for b in row.bits)]))
     given = {row.method.label: row for row in rows}
-    first = [given.get(name) or _plain(name, widths, seed) for name in (REFERENCE, *baselines)]
+    first = [given.get(name) or _plain(name, widths, seed) for name in (FP, *baselines)]
     return (*first, *(row for row in rows if row not in first))
 
 
-def _plain(name: str, bits: tuple[str, ...], seed: int) -> Row:
-    return Row(method=MethodSpec(name=name, label=name, calibration_seed=seed), bits=bits)
+def _plain(name: str, bits: tuple[str, ...], seed: int) -> MethodRow:
+    return MethodRow(method=MethodSpec(name=name, label=name, calibration_seed=seed), bits=bits)
 
 
 def _widths(bits: tuple[str, ...]) -> tuple[str, ...]:

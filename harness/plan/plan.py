@@ -9,28 +9,25 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from harness.artifact.stage import METRICS as ARTIFACT_METRICS
 from harness.errors import UsageError
-from harness.measure.measure import CLIPS, ROUNDS, protocol
+from harness.generate.generate import METRICS as CLIP_METRICS
+from harness.measure.measure import METRICS as COST_METRICS
+from harness.measure.measure import measure_task
 from harness.models.table import BUNDLED, model_spec
 from harness.plan.cells import CellPlanner, PlannedCell
-from harness.plan.experiment import Judge
 from harness.plan.registry import BrokenMethodError, MethodFacts, describe, find_method
 from harness.plan.suites import load_suite, refuse_overlap
-from harness.score.vbench_plan import Judging, plan_judging
-from harness.store.keys import (
-    Keyed,
-    digest,
-    measure_inputs,
-    plain,
-)
+from harness.score.vbench_plan import JudgeSettings, VBenchPlan, plan_vbench
+from harness.store.keys import digest, plain
 from harness.store.provenance import Device, cohort, cores, find_device
 from harness.task import MeasuredRow, MeasureTask, PoolTask
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from harness.plan.experiment import Experiment, Row
-    from harness.spec import GenSpec, ModelSpec, PromptSuite
+    from harness.plan.experiment import Experiment, MethodRow
+    from harness.spec import GenSpec, Metric, ModelSpec, PromptSuite
     from harness.store.store import Store
 
 RUN_ID_LENGTH = 12
@@ -46,7 +43,7 @@ class Plan:
         pools: Pool tasks by id, those whose pool is missing.
         cohorts: Cohort of each model by name.
         gens: Generation settings of each model by name.
-        judging: What is asked of VBench.
+        vbench: What is asked of VBench.
         scores: Values that VBench has to be asked for, by dimension.
     """
 
@@ -57,17 +54,17 @@ class Plan:
     suite: PromptSuite
     calibration: PromptSuite | None
     cells: tuple[PlannedCell, ...]
+    vbench: VBenchPlan
     pools: dict[str, PoolTask] = field(default_factory=dict)
     cohorts: dict[str, dict[str, Any]] = field(default_factory=dict)
     gens: dict[str, GenSpec] = field(default_factory=dict)
-    judging: Judging = field(default_factory=Judging)
     scores: Counter[str] = field(default_factory=Counter)
 
     @property
     def judges(self) -> int:
         """Judges side by side."""
         chosen = self.experiment.judge.shards
-        return chosen or self.judging.workers(self.device, self.jobs)
+        return chosen or self.vbench.workers(self.device, self.jobs)
 
     @property
     def jobs(self) -> int:
@@ -77,6 +74,14 @@ class Plan:
             return execution.jobs
         # Two workers on one accelerator would share its memory and spoil each other's fit.
         return max(1, cores() // execution.threads) if self.device.id == "cpu" else 1
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """Facts of every metric that a row can have, by name, in the order of a table's columns."""
+        scorers = [scorer for cell in self.cells for scorer in cell.scorers]
+        facts = [metric for scorer in scorers for metric in scorer.metrics]
+        stages = (*ARTIFACT_METRICS, *CLIP_METRICS, *COST_METRICS)
+        return {metric.name: metric for metric in (*facts, *stages)}
 
     @property
     def clips(self) -> int:
@@ -110,13 +115,21 @@ def make_plan(experiment: Experiment, store: Store) -> Plan:
             experiment.calibration_suite, limit=experiment.calibration_prompts, role="calibration"
         )
         refuse_overlap(load_suite(experiment.suite, python=python), calibration)
+    vbench = plan_vbench(
+        suite, device, experiment.judge,
+        metrics=experiment.metrics, threads=experiment.execution.threads,
+    )  # fmt: skip
     planner = CellPlanner(
-        experiment=experiment, store=store, device=device, suite=suite, calibration=calibration
+        experiment=experiment,
+        store=store,
+        device=device,
+        suite=suite,
+        calibration=calibration,
+        judges=vbench.scorers(),
     )
     cells = tuple(c for model, row, facts in rows for c in planner.cells(model, row, facts))
     used = {cell.pool for cell in cells if cell.needs_quantizing and not cell.unsupported}
     pools = {name: task for name, task in planner.pools.items() if name in used}
-    judging = plan_judging(experiment, suite, device)
     return Plan(
         run=_run_id(experiment, models, suite, calibration, planner.cohorts),
         experiment=experiment,
@@ -125,17 +138,17 @@ def make_plan(experiment: Experiment, store: Store) -> Plan:
         suite=suite,
         calibration=calibration,
         cells=cells,
+        vbench=vbench,
         pools={k: p for k, p in pools.items() if store.find("pool", p.pool.key) is None},
         cohorts=planner.cohorts,
         gens=planner.gens,
-        judging=judging,
-        scores=judging.open(store, cells),
+        scores=vbench.open(store, [cell.task for cell in cells if not cell.unsupported]),
     )
 
 
 def _described(
-    row: Row, model: ModelSpec, experiment: Experiment, store: Store
-) -> tuple[Row, MethodFacts]:
+    row: MethodRow, model: ModelSpec, experiment: Experiment, store: Store
+) -> tuple[MethodRow, MethodFacts]:
     """The row with the options that the calibration budget gives it, and what planning must know.
 
     A method that only a group named may be broken.
@@ -178,7 +191,7 @@ def _run_id(
     asked, judge = identity.pop("metrics"), identity.pop("judge")
     if asked is not None:
         identity["metrics"] = asked
-    default = plain(Judge())
+    default = plain(JudgeSettings())
     how = {n: judge[n] for n in ("scorer", "precision", "batch") if judge[n] != default[n]}
     if how:
         identity["judge"] = how
@@ -187,28 +200,14 @@ def _run_id(
     return digest([identity, cohorts])[:RUN_ID_LENGTH]
 
 
-def measure_task(plan: Plan, model: ModelSpec, finished: set[str]) -> MeasureTask | None:
-    """The measuring task of one model over the rows that ended well, None if there are none."""
+def plan_measuring(plan: Plan, model: ModelSpec, finished: set[str]) -> MeasureTask | None:
+    """The measuring of one model over the rows that ended well, None if there are none."""
     cells = [c for c in plan.cells if c.cell.model == model and c.cell.id in finished]
-    rows = tuple(
+    rows = [
         MeasuredRow(cell=c.cell.id, artifact=c.task.artifact.key if c.task.artifact else "")
         for c in cells
-    )
+    ]
     if not rows:
         return None
     gen = plan.gens[model.name]
-    inputs = measure_inputs(
-        rows=[f"{row.cell}={row.artifact}" for row in rows],
-        gen=gen,
-        cohort={**cohort(plan.device, gen, cores()), "model": model.revision + model.variant},
-        protocol=protocol(),
-    )
-    return MeasureTask(
-        id=f"measure--{model.name}",
-        model=model,
-        gen=gen,
-        rows=rows,
-        measure=Keyed(key=digest(inputs), inputs=inputs),
-        rounds=ROUNDS,
-        clips=CLIPS,
-    )
+    return measure_task(model, gen, rows, cohort(plan.device, gen, cores()))

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
-import importlib.util
 import json
 import sys
 from dataclasses import dataclass, field
@@ -21,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from harness.bits import BitSpec
 from harness.errors import HarnessError, unknown_name
-from harness.method import Method, resolve_options
+from harness.method import SIMULATED, Method, resolve_options
 from harness.options import spelled
 from harness.store.durable import replace_file
-from harness.store.keys import digest, file_digest, plain
+from harness.store.keys import digest, plain
 from harness.store.provenance import cuda_names
+from harness.store.sources import reach, sources_digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,6 +34,9 @@ EVERY, BASELINES = "all", "baselines"
 """Names that stand for several methods: every registered one that quantizes, and the baselines."""
 
 REFERENCES = ("fp", "control")
+_ANSWERING = ("harness.method", "harness.options", "harness.quant.layers.library")
+"""What answers about options and support come from, beside a method's own modules."""
+
 _MEMBERS = (
     *("name", "version", "Options", "needs_calibration", "unquantized", "reproduction"),
     *("supports", "quantize_"),
@@ -59,6 +61,8 @@ class MethodFacts:
         quick: Options that the quick calibration budget sets where the row does not; empty under
             the full one.
         quick_s: Guessed seconds of quantizing a bundled model so.
+        module: Where it is implemented.
+        libraries: Distributions whose own code quantizes and runs the layers.
     """
 
     name: str
@@ -70,6 +74,18 @@ class MethodFacts:
     spelled: dict[str, Any] = field(default_factory=dict)
     quick: dict[str, Any] = field(default_factory=dict)
     quick_s: float = 0.0
+    module: str = ""
+    libraries: tuple[str, ...] = ()
+
+    @property
+    def execution(self) -> str:
+        """How the layers of its rows compute: ``simulated``, by a library, or nothing of its own.
+
+        Part of the key of every clip: what a kernel computes is another clip.
+        """
+        if self.unquantized:
+            return ""
+        return f"library:{','.join(self.libraries)}" if self.libraries else SIMULATED
 
 
 def methods() -> dict[str, EntryPoint]:
@@ -160,7 +176,8 @@ def describe(
     }
     path = cache / f"{digest(question)}.json"
     if question["source"] and path.is_file():
-        return MethodFacts(**json.loads(path.read_text(encoding="utf-8")))
+        held = json.loads(path.read_text(encoding="utf-8"))
+        return MethodFacts(**{**held, "libraries": tuple(held["libraries"])})
     method = load_method(name)
     # A plug-in need not be a subclass of the contract, and then declares no budget.
     short = dict(getattr(method, "quick", {})) if quick else {}
@@ -174,6 +191,8 @@ def describe(
         spelled=plain(spelled(resolved)),
         quick=plain({k: v for k, v in short.items() if k not in chosen}),
         quick_s=float(getattr(method, "quick_s", Method.quick_s)),
+        module=find_method(name).module,
+        libraries=tuple(getattr(method, "libraries", ())),
         unsupported={
             width: answer.reason
             for width in bits
@@ -232,11 +251,20 @@ def _question(name: str) -> dict[str, Any]:
     point = find_method(name)
     return {
         "point": point.value,
-        "source": _source_digest(point.module),
+        "source": _source(point.module),
         "installed": _installed(),
         "gpus": list(cuda_names()),
         "python": sys.version,
     }
+
+
+def _source(module: str) -> str:
+    """Digest of the sources that its answers come from; empty when they cannot be found."""
+    own = module.partition(".")[0]
+    try:
+        return sources_digest(reach([module], (own, *_ANSWERING)))
+    except HarnessError:
+        return ""
 
 
 @once
@@ -252,20 +280,3 @@ def _remember(path: Path, answer: Any) -> None:
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, json.dumps(plain(answer)))
-
-
-def _source_digest(module: str) -> str:
-    """Digest of the sources of a method's package; empty when they cannot be found."""
-    top, _, rest = module.partition(".")
-    try:
-        spec = importlib.util.find_spec(top)
-    except (ImportError, ValueError):
-        return ""
-    if spec is None or not (spec.origin or spec.submodule_search_locations):
-        return ""
-    if not rest:
-        files = [Path(str(spec.origin))]
-    else:
-        folders = [Path(place) for place in spec.submodule_search_locations or ()]
-        files = sorted(path for folder in folders for path in folder.rglob("*.py"))
-    return digest([[path.name, file_digest(path)] for path in files])

@@ -15,15 +15,13 @@ from harness.report.table import ABSENT, Block, Entry, Line, Table
 from harness.report.values import SIMULATED, Values
 from harness.report.vbench import remarks as vbench_remarks
 from harness.report.vbench import revealed
-from harness.spec import Status
+from harness.spec import BLOCKS, FP, VBENCH, Status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from harness.report.columns import Column
     from harness.store.records import CellOutcome, Run
-
-REFERENCE = "fp"
 
 
 def build_table(run: Run, *, metrics: Sequence[str] = ()) -> Table:
@@ -39,6 +37,7 @@ def build_table(run: Run, *, metrics: Sequence[str] = ()) -> Table:
     """
     values = Values.of(run)
     known = values.metrics()
+    columns = col.columns_of(col.known_metrics(run), values)
     for metric in metrics:
         if metric not in known:
             raise unknown_name("metric", metric, known)
@@ -47,7 +46,7 @@ def build_table(run: Run, *, metrics: Sequence[str] = ()) -> Table:
     blocks = [
         block
         for model in dict.fromkeys(cell.model for cell in run.cells)
-        for block in _model_blocks(run, model, values, metrics, notes)
+        for block in _model_blocks(run, model, values, columns, metrics, notes)
     ]
     return Table(
         blocks=tuple(blocks),
@@ -74,22 +73,24 @@ class Notes:
 
 
 def _model_blocks(
-    run: Run, model: str, values: Values, metrics: Sequence[str], notes: Notes
+    run: Run,
+    model: str,
+    values: Values,
+    columns: Sequence[Column],
+    metrics: Sequence[str],
+    notes: Notes,
 ) -> list[Block]:
     """The blocks of one model that have anything in them."""
     cells = _ordered([c for c in run.cells if c.model == model])
     entries = Entries(
         values=values,
         cells=cells,
-        reference=next((c.id for c in cells if c.method == REFERENCE), ""),
+        reference=next((c.id for c in cells if c.method == FP), ""),
     )
     blocks = []
-    for title in col.BLOCKS:
-        chosen = [
-            c
-            for c in _columns(values, title)
-            if not metrics or c.metric in metrics or (c.kind == col.SPEEDUP and col.STEP in metrics)
-        ]
+    asked = {*metrics, *([col.SPEEDUP] if col.STEP in metrics else [])}
+    for title in BLOCKS:
+        chosen = [c for c in columns if c.block == title and (not asked or c.metric in asked)]
         grid = {c.key: entries.column(c) for c in chosen}
         kept = [c for c in chosen if any(_filled(e) for e in grid[c.key].values())]
         kept = revealed(kept, grid)
@@ -113,19 +114,6 @@ def _ordered(cells: list[CellOutcome]) -> list[CellOutcome]:
     """Reference rows first, then by bits in order of first appearance; otherwise as planned."""
     widths = list(dict.fromkeys(c.bits for c in cells))
     return sorted(cells, key=lambda c: (not c.unquantized, widths.index(c.bits)))
-
-
-def _columns(values: Values, block: str) -> list[Column]:
-    """The catalogue's columns of a block, and for the last block all metrics it does not know."""
-    if block != col.OTHER:
-        return [c for c in col.CATALOGUE if c.block == block]
-    known = {c.metric for c in col.CATALOGUE} | col.SPREADS
-    found = []
-    for metric in values.metrics():
-        if metric not in known:
-            first = values.of_metric(metric)[0]
-            found.append(col.other(metric, better=first.better, whole_cell=not first.prompt))
-    return found
 
 
 def _filled(entry: Entry) -> bool:
@@ -176,7 +164,7 @@ def _remarks(run: Run, values: Values, blocks: Sequence[Block]) -> list[str]:
     found = table_remarks(run, blocks)
     found += _methods_notes(run, values)
     found += vbench_remarks(run, blocks)
-    found += _without_column(values, {c.metric for b in blocks for c in b.columns})
+    found += _without_column(run, values, {c.metric for b in blocks for c in b.columns})
     # What went wrong beside the rows, as the run left it: measuring failed, the machine was busy.
     told = [*run.provenance.get("failures", ()), *run.provenance.get("warnings", ())]
     return found + [f"warning: {text}" for text in told]
@@ -219,12 +207,12 @@ def _methods_notes(run: Run, values: Values) -> list[str]:
     ]
 
 
-def _without_column(values: Values, shown: set[str]) -> list[str]:
+def _without_column(run: Run, values: Values, shown: set[str]) -> list[str]:
     """Metrics that no row has, one line for each status and reason.
 
     What cannot be judged by VBench at all is said by the run, in one line for many dimensions.
     """
-    by_run = {c.metric for c in col.CATALOGUE if c.block == col.VBENCH}
+    by_run = {name for name, fact in col.known_metrics(run).items() if fact.block == VBENCH}
     reasons: dict[tuple[Status, str], list[str]] = {}
     for metric in values.metrics():
         why = {

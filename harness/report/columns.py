@@ -1,216 +1,147 @@
-"""The columns a table can have: which metric, in which block, with title and digits.
+"""Columns: how the metrics of a run are shown, read off what the run says of each metric.
 
-The only place that knows how a metric is shown. A metric that is not listed here still appears,
-under its own name in the block of other metrics, so that a plug-in's metric needs no change in the
-harness.
+A metric of which nothing is known still appears, under its own name in the block of other metrics.
 """
 
 from __future__ import annotations
 
-from harness.report.column import (
-    BLOCKS,
-    CELL,
-    COST,
-    DELTA,
-    FIDELITY,
-    LAYERS,
-    MEAN,
-    OTHER,
-    QUALITY,
-    SPEEDUP,
-    VBENCH,
-    Column,
-)
-from harness.report.vbench_columns import VBENCH_COLUMNS
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "BLOCKS",
-    "CATALOGUE",
-    "CELL",
-    "COST",
-    "DELTA",
-    "FIDELITY",
-    "FORMS",
-    "LAYERS",
-    "MEAN",
-    "OTHER",
-    "QUALITY",
-    "SPEEDUP",
-    "SPREADS",
-    "STEP",
-    "STEPS_FORM",
-    "VBENCH",
-    "Column",
-    "other",
-]
+from harness.score.registry import builtin_metrics
+from harness.spec import COST, OTHER, Metric
+
+if TYPE_CHECKING:
+    from harness.report.values import Values
+    from harness.store.records import Run
+
+MEAN = "mean"  # over prompts, with an interval
+DELTA = "delta"  # paired difference to the fp row
+CELL = "cell"  # one value for the whole row
+LAYERS = "layers"  # three values of the row in one text
 
 STEP = "step_latency_s"
-STEPS_FORM = "steps_form_"  # sampling steps of a clip in one form of a step policy, by its index
-FORMS = 8  # more forms than any policy has
+SPEEDUP = "step_speedup"
+LAYER_COUNT = "layers_quantized"
 
 
-def _oracle(aspect: str, title: str) -> Column:
-    """Share of clips that show what was asked in one aspect."""
-    return Column(
-        metric=f"oracle_{aspect}", title=title, block=QUALITY, better="higher", digits=1, scale=100
-    )
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Column:
+    """A metric as one column shows it.
+
+    Attributes:
+        fact: What is known of the metric.
+        kind: How the entry comes from the records.
+    """
+
+    fact: Metric
+    kind: str
+
+    @property
+    def metric(self) -> str:
+        """Name in the records."""
+        return self.fact.name
+
+    @property
+    def block(self) -> str:
+        """Block of the table that it stands in."""
+        return self.fact.block
+
+    @property
+    def title(self) -> str:
+        """Head of the column; a line break splits it where the renderer has several lines."""
+        return self.fact.difference if self.kind == DELTA else self.fact.title
+
+    @property
+    def better(self) -> str:
+        """``higher``, ``lower`` or ``none``; a difference is marked, not ranked."""
+        return "none" if self.kind == DELTA else self.fact.better
+
+    @property
+    def shown(self) -> bool:
+        """False for a column that only the CSV has."""
+        return self.fact.difference_shown if self.kind == DELTA else self.fact.shown
+
+    @property
+    def interval(self) -> bool:
+        """Whether the interval is printed; it is always in the CSV."""
+        return self.kind == DELTA or (self.kind == MEAN and self.fact.interval)
+
+    @property
+    def key(self) -> str:
+        """Name of the column in the CSV."""
+        return f"{self.metric}_minus_fp" if self.kind == DELTA else self.metric
+
+    @property
+    def head(self) -> str:
+        """Title with the direction that is better; of costs everybody knows it."""
+        better = "none" if self.block == COST else self.better
+        return self.title + {"higher": " ↑", "lower": " ↓"}.get(better, "")
+
+    def number(self, value: float, *, end: bool = False) -> str:
+        """Write a recorded value as the column shows it.
+
+        Args:
+            value: As recorded.
+            end: Whether it is an end of the interval.
+        """
+        fact = self.fact
+        digits = fact.digits
+        if end and fact.interval_digits is not None:
+            digits = fact.interval_digits
+        shown = value * fact.scale
+        sign = "+" if self.kind == DELTA and round(shown, digits) > 0 else ""
+        if fact.significant:
+            return f"{sign}{shown:#.{digits}g}".rstrip(".")
+        if round(shown, digits) == 0:
+            shown = 0.0  # no minus zero
+        return f"{sign}{shown:.{digits}f}"
 
 
-CATALOGUE: tuple[Column, ...] = (
-    Column(
-        metric="oracle_all",
-        title="all right\n%",
-        block=QUALITY,
-        better="higher",
-        digits=1,
-        interval_digits=0,
-        scale=100,
-        interval=True,
-    ),
-    Column(
-        metric="oracle_all",
-        title="vs fp\npoints",
-        block=QUALITY,
-        kind=DELTA,
-        digits=1,
-        interval_digits=0,
-        scale=100,
-        interval=True,
-    ),
-    Column(metric="margin_all", title="margin", block=QUALITY, better="higher", digits=3),
-    Column(
-        metric="margin_all",
-        title="vs fp\nmargin",
-        block=QUALITY,
-        kind=DELTA,
-        digits=3,
-        interval=True,
-    ),
-    _oracle("colour", "colour\n%"),
-    _oracle("shape", "shape\n%"),
-    _oracle("background", "backgr.\n%"),
-    _oracle("motion", "motion\n%"),
-    *(
-        Column(
-            metric=f"margin_{aspect}",
-            title=f"margin\n{aspect}",
-            block=QUALITY,
-            better="higher",
-            digits=3,
-            shown=False,
-        )
-        for aspect in ("colour", "shape", "background", "motion")
-    ),
-    Column(metric="clipsim", title="CLIP\nSIM", block=QUALITY, better="higher", digits=4),
-    Column(metric="clip_temp", title="CLIP\ntemp", block=QUALITY, digits=4),
-    Column(
-        metric="clipsim_evalcrafter",
-        title="CLIPSIM\nEvalCrafter",
-        block=QUALITY,
-        better="higher",
-        digits=4,
-        shown=False,
-    ),
-    Column(
-        metric="clip_temp_evalcrafter",
-        title="CLIP temp\nEvalCrafter",
-        block=QUALITY,
-        digits=4,
-        shown=False,
-    ),
-    *VBENCH_COLUMNS,
-    Column(
-        metric="psnr_db", title="PSNR\ndB", block=FIDELITY, better="higher", digits=2, interval=True
-    ),
-    Column(metric="ssim", title="SSIM", block=FIDELITY, better="higher", digits=3, interval=True),
-    Column(
-        metric="latent_error",
-        title="latent\nerror",
-        block=FIDELITY,
-        better="lower",
-        digits=3,
-        significant=True,
-        interval=True,
-    ),
-    Column(
-        metric="latent_cosine", title="latent\ncosine", block=FIDELITY, better="higher", digits=4
-    ),
-    Column(metric="lpips", title="LPIPS", block=FIDELITY, better="lower", digits=3),
-    Column(
-        metric="fvd_r3d18_to_fp",
-        title="FVD\nr3d18",
-        block=FIDELITY,
-        kind=CELL,
-        better="lower",
-        digits=1,
-    ),
-    Column(metric="avg_w_bits", title="W\nbits", block=COST, kind=CELL),
-    Column(metric="avg_a_bits", title="A\nbits", block=COST, kind=CELL),
-    Column(metric="clip_a_bits", title="A bits\na clip", block=COST, shown=False),
-    *(
-        Column(metric=f"{STEPS_FORM}{i}", title=f"steps\nform {i}", block=COST, shown=False)
-        for i in range(FORMS)
-    ),
-    Column(metric="layers_quantized", title="layers\nquantized", block=COST, kind=LAYERS),
-    Column(metric="layers_target", title="layers\ntarget", block=COST, kind=CELL, shown=False),
-    Column(
-        metric="weights_quantized", title="weights\nquantized", block=COST, kind=CELL, shown=False
-    ),
-    Column(metric="artifact_bytes", title="size\nMB", block=COST, kind=CELL, scale=1e-6),
-    Column(metric="compression", title="vs\n16 bit", block=COST, kind=CELL, suffix="x"),
-    Column(metric="calibration_s", title="calib.\ns", block=COST, kind=CELL, digits=1),
-    Column(metric="calibration_forwards", title="calib.\nfwd", block=COST, kind=CELL, digits=0),
-    Column(
-        metric="calibration_samples",
-        title="calib.\nsamples",
-        block=COST,
-        kind=CELL,
-        digits=0,
-        shown=False,
-    ),
-    Column(
-        metric=STEP,
-        title="step\nms",
-        block=COST,
-        kind=CELL,
-        digits=1,
-        scale=1e3,
-        spread="step_latency_iqr_s",
-        measured=True,
-    ),
-    Column(metric="step_speedup", title="speed\nvs fp", block=COST, kind=SPEEDUP, suffix="x"),
-    Column(
-        metric="clip_latency_s",
-        title="clip\ns",
-        block=COST,
-        kind=CELL,
-        digits=2,
-        spread="clip_latency_iqr_s",
-        measured=True,
-    ),
-    Column(
-        metric="peak_bytes",
-        title="peak\nMB",
-        block=COST,
-        kind=CELL,
-        digits=0,
-        scale=1e-6,
-        measured=True,
-    ),
-)
+def known_metrics(run: Run) -> dict[str, Metric]:
+    """What is known of metrics by name, in the order of the columns.
 
-SPREADS = frozenset(c.spread for c in CATALOGUE if c.spread)
+    A run says it of its own; of one that 0.1.0 wrote this package knows its own metrics.
+    """
+    if run.metrics:
+        return {fact.name: fact for fact in run.metrics}
+    from harness.artifact.stage import METRICS as ARTIFACT
+    from harness.generate.generate import METRICS as CLIP
+    from harness.measure.measure import METRICS as COST
+
+    return {fact.name: fact for fact in (*builtin_metrics(), *ARTIFACT, *CLIP, *COST)}
 
 
-def other(metric: str, *, better: str, whole_cell: bool) -> Column:
-    """Column of a metric the catalogue does not know."""
-    return Column(
-        metric=metric,
-        title=metric.replace("_", " "),
-        block=OTHER,
-        kind=CELL if whole_cell else MEAN,
-        better=better,
-        digits=4,
-        significant=True,
-        interval=not whole_cell,
-    )
+def columns_of(facts: dict[str, Metric], values: Values) -> list[Column]:
+    """Every column that the records of a run can fill, block by block as the facts stand."""
+    spreads = {fact.spread for fact in facts.values() if fact.spread}
+    found = [c for fact in facts.values() if fact.name not in spreads for c in _columns(fact)]
+    for metric in values.metrics():
+        if metric not in facts:
+            first = values.of_metric(metric)[0]
+            found += _columns(_unknown(metric, better=first.better, whole=not first.prompt))
+    return found
+
+
+def mean_columns(run: Run, values: Values) -> list[Column]:
+    """The headline columns that have a value for each clip."""
+    columns = columns_of(known_metrics(run), values)
+    return [c for c in columns if c.fact.headline and c.kind == MEAN]
+
+
+def _columns(fact: Metric) -> list[Column]:
+    """The columns of one metric."""
+    if fact.name == LAYER_COUNT:
+        return [Column(fact=fact, kind=LAYERS)]
+    if fact.whole:
+        return [Column(fact=fact, kind=CELL)]
+    mean = Column(fact=fact, kind=MEAN)
+    return [mean, *([Column(fact=fact, kind=DELTA)] if fact.difference else [])]
+
+
+def _unknown(name: str, *, better: str, whole: bool) -> Metric:
+    """Facts of a metric that nobody knows."""
+    return Metric(
+        name=name, unit="", better=better, title=name.replace("_", " "), block=OTHER, whole=whole,
+        digits=4, significant=True, interval=not whole,
+    )  # fmt: skip

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError, unknown_name
-from harness.report.columns import SPREADS
-from harness.report.stats import Test, family, paired
+from harness.report.columns import mean_columns
+from harness.report.stats import Test, holm_family, paired
 from harness.report.values import Values
 from harness.spec import Status
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from harness.store.records import CellOutcome, Run
 
-# What a comparison shows unless told otherwise; the single oracle aspects are a flag away.
-HEADLINE = ("psnr_db", "ssim", "latent_error", "lpips", "margin_all", "oracle_all")
 BETTER, WORSE, DIFFERS, TIE = "better", "worse", "differs", "tie"
 
 
@@ -87,7 +85,7 @@ def compare(
     bases = _references(run, reference, bits)
     values, others = Values.of(run), Values.of(other or run)
     found: list[Difference] = []
-    for metric in _metrics(values, metrics):
+    for metric in _metrics(run, values, metrics):
         for base in bases:
             found += _against(base, metric, values, others, other or run, other is not None)
     if not found:
@@ -132,13 +130,14 @@ def _references(run: Run, label: str, bits: str) -> list[CellOutcome]:
     return found
 
 
-def _metrics(values: Values, chosen: Sequence[str]) -> list[str]:
+def _metrics(run: Run, values: Values, chosen: Sequence[str]) -> list[str]:
     """The metrics asked for, or the headline ones that the run has."""
-    known = [m for m in values.metrics() if m not in SPREADS and _per_clip(values, m)]
+    known = [m for m in values.metrics() if _per_clip(values, m)]
+    headline = [column.metric for column in mean_columns(run, values)]
     for metric in chosen:
         if metric not in known:
             raise unknown_name("metric", metric, known)
-    return list(dict.fromkeys(chosen)) or [m for m in HEADLINE if m in known] or known
+    return list(dict.fromkeys(chosen)) or [m for m in headline if m in known] or known
 
 
 def _per_clip(values: Values, metric: str) -> bool:
@@ -159,7 +158,7 @@ def _against(
         and (base.unquantized or cell.bits == base.bits or cell.method == "fp")
         and others.by_prompt(cell.id, metric).keys() & reference.keys()
     ]
-    tests = family([paired(others.by_prompt(c.id, metric), reference) for c in rows])
+    tests = holm_family([paired(others.by_prompt(c.id, metric), reference) for c in rows])
     better = next((r.better for r in values.of_metric(metric)), "none")
     return [
         Difference(

@@ -6,7 +6,7 @@ import csv
 import io
 from typing import TYPE_CHECKING
 
-from harness.report.columns import CELL, DELTA, LAYERS, SPEEDUP, Column
+from harness.report.columns import CELL, DELTA, LAYERS, Column
 
 if TYPE_CHECKING:
     from harness.report.table import Entry, Table
@@ -54,9 +54,9 @@ def _fields(column: Column, entry: Entry) -> dict[str, str]:
     """A value and what belongs to it, under the column's key."""
     key = column.key
     found = {key: _full(entry.value)}
-    if column.spread:
-        found[column.spread] = _full(entry.spread)
-    if column.kind in (CELL, LAYERS, SPEEDUP):
+    if column.fact.spread:
+        found[column.fact.spread] = _full(entry.spread)
+    if column.kind in (CELL, LAYERS):
         return found
     found |= {
         f"{key}_ci_low": _full(entry.low),

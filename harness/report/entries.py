@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness.report import columns as col
-from harness.report.stats import Estimate, estimate, paired
+from harness.report.stats import MeanInterval, estimate, paired
 from harness.report.table import Entry
 from harness.report.values import SIMULATED, Values
 from harness.spec import Status
@@ -44,7 +44,6 @@ class Entries:
             col.DELTA: self._delta,
             col.CELL: self._whole,
             col.LAYERS: self._layers,
-            col.SPEEDUP: self._speedup,
         }[column.kind]
         return {cell.id: read(cell, column) for cell in self.cells}
 
@@ -83,14 +82,14 @@ class Entries:
         return Entry() if found is None else _entry(found)
 
     def _whole(self, cell: CellOutcome, column: Column) -> Entry:
-        if column.measured and self.is_simulated(cell, column.metric):
+        if column.fact.measured and self.is_simulated(cell, column.metric):
             return Entry(text=SIMULATED)
         record = self.values.single(cell.id, column.metric)
         if record is None:
             trouble = self.values.trouble(cell.id, column.metric)
             failed = trouble is not None and trouble.status is not Status.SKIPPED
             return Entry(text=str(trouble.status)) if trouble is not None and failed else Entry()
-        spread = self.values.single(cell.id, column.spread) if column.spread else None
+        spread = self.values.single(cell.id, column.fact.spread) if column.fact.spread else None
         return Entry(value=record.value, spread=None if spread is None else spread.value)
 
     def _layers(self, cell: CellOutcome, column: Column) -> Entry:
@@ -109,19 +108,11 @@ class Entries:
             text += f" ({'<100' if shown == '100' and share.value < 1 else shown} %)"
         return Entry(text=text, value=done.value)
 
-    def _speedup(self, cell: CellOutcome, column: Column) -> Entry:
-        mine = self.values.single(cell.id, col.STEP)
-        base = self.values.single(self.reference, col.STEP) if self.reference else None
-        kernel = cell.execution.startswith("kernel:") and not self.is_simulated(cell, col.STEP)
-        if not kernel or mine is None or base is None or not mine.value or not base.value:
-            return Entry()
-        return Entry(value=base.value / mine.value)
-
     def is_simulated(self, cell: CellOutcome, metric: str) -> bool:
         """Whether a measured value of this row says nothing about low-bit execution."""
         record = self.values.single(cell.id, metric)
         return cell.execution == SIMULATED or (record is not None and SIMULATED in record.detail)
 
 
-def _entry(found: Estimate) -> Entry:
+def _entry(found: MeanInterval) -> Entry:
     return Entry(value=found.mean, low=found.low, high=found.high, n=found.n)

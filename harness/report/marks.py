@@ -40,7 +40,7 @@ def mark_ranks(
         ranked = sorted(scored, key=scored.__getitem__, reverse=True)
         by_prompt = [values.by_prompt(cell, column.metric) for cell in ranked]
         neighbours = list(itertools.pairwise(by_prompt))
-        tests = stats.family([stats.paired(a, b) for a, b in neighbours])
+        tests = stats.holm_family([stats.paired(a, b) for a, b in neighbours])
         for name, cell, test in zip((BEST, SECOND), ranked, tests, strict=False):
             if test is None or not test.separated or sign * test.difference.mean <= 0:
                 break
@@ -67,7 +67,7 @@ def mark_differences(
         for c in cells
         if not c.unquantized and c.status is Status.OK and entries[c.id].value is not None
     ]
-    tests = stats.family(
+    tests = stats.holm_family(
         [stats.paired(values.by_prompt(cell, column.metric), base) for cell in rows]
     )
     for cell, test in zip(rows, tests, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.report.columns import STEPS_FORM
+from harness.generate.generate import STEPS_FORM
 
 if TYPE_CHECKING:
     from harness.report.values import Values

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import UsageError
 from harness.report.build import build_table, table_remarks
+from harness.report.columns import known_metrics
 from harness.report.markdown import entry_text, escape, row_text
 from harness.report.notes import row_notes
 from harness.report.provenance import Provenance
 from harness.report.resolution import resolution
 from harness.report.table import parts
 from harness.report.values import Values
-from harness.report.vbench_columns import DIMENSION_ORDER, SCORES
 from harness.spec import Status
 
 if TYPE_CHECKING:
@@ -30,13 +30,6 @@ if TYPE_CHECKING:
 
 BEGIN, END = "<!-- reading -->", "<!-- /reading -->"
 UNREAD = "_Nobody has written a reading of these numbers yet: it goes here and stays._"
-METRICS = (
-    *("oracle_all", "margin_all"),
-    *DIMENSION_ORDER,
-    *SCORES,
-    *("psnr_db", "ssim", "lpips"),
-    *("avg_w_bits", "avg_a_bits", "artifact_bytes", "compression", "calibration_s"),
-)
 _STATUS_TITLES = {
     Status.SKIPPED: "Missing",
     Status.UNSUPPORTED: "Unsupported",
@@ -56,7 +49,8 @@ def page(run: Run, *, before: str) -> str:
     """
     values = Values.of(run)
     known = values.metrics()
-    table = build_table(run, metrics=[m for m in METRICS if m in known]) if known else None
+    chosen = [name for name, fact in known_metrics(run).items() if fact.headline and name in known]
+    table = build_table(run, metrics=chosen) if chosen else None
     notes: dict[str, int] = {}
     chunks = [f"# Results: {', '.join(_models(run))}", _header(run)]
     chunks += [f"{BEGIN}\n{reading(before)}\n{END}", *resolution(run, values)]

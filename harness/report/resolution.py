@@ -6,17 +6,15 @@ import itertools
 import statistics
 from typing import TYPE_CHECKING
 
-from harness.report.columns import CATALOGUE, MEAN
+from harness.report.columns import mean_columns
 from harness.report.markdown import escape, row_text
 from harness.report.stats import detectable, paired
-from harness.spec import Status
+from harness.spec import VBENCH, Status
 
 if TYPE_CHECKING:
     from harness.report.columns import Column
     from harness.report.values import Values
     from harness.store.records import Run
-
-METRICS = ("oracle_all", "margin_all", "psnr_db", "ssim")
 
 
 def resolution(run: Run, values: Values) -> list[str]:
@@ -26,7 +24,8 @@ def resolution(run: Run, values: Values) -> list[str]:
     difference a test at 5 % finds four times in five; shown are the median over the pairs and the
     largest.
     """
-    columns = [c for c in CATALOGUE if c.metric in METRICS and c.kind == MEAN]
+    known = values.metrics()
+    columns = [c for c in mean_columns(run, values) if c.metric in known and c.block != VBENCH]
     rows = []
     for model in dict.fromkeys(cell.model for cell in run.cells):
         for bits in dict.fromkeys(c.bits for c in run.cells if not c.unquantized):

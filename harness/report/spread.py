@@ -10,13 +10,12 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from harness.report.columns import mean_columns
 from harness.report.values import Values
 from harness.spec import Status
 
 if TYPE_CHECKING:
     from harness.store.records import Run
-
-METRICS = ("psnr_db", "ssim", "latent_error", "margin_all", "oracle_all")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +57,7 @@ def seed_spread(run: Run, cell: str) -> list[SeedSpread]:
     done = {c.id for c in run.cells if c.status is Status.OK}
     values = Values.of(run)
     found = []
-    for metric in METRICS:
+    for metric in [column.metric for column in mean_columns(run, values)]:
         means = {
             seed: statistics.fmean(by_prompt.values())
             for name, seed in same.items()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 CONFIDENCE = 0.95
 RESAMPLES = 4_999
@@ -21,7 +21,7 @@ POWER = 0.8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Estimate:
+class MeanInterval:
     """A mean with its interval.
 
     Attributes:
@@ -42,21 +42,6 @@ class Estimate:
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
-def by_prompt(values: Iterable[tuple[str, int, float]]) -> dict[str, float]:
-    """Average the seeds of each prompt.
-
-    Args:
-        values: (prompt id, seed, value).
-
-    Returns:
-        Mean over seeds by prompt id, in order of first appearance.
-    """
-    seeds: dict[str, list[float]] = {}
-    for prompt, _, value in values:
-        seeds.setdefault(prompt, []).append(value)
-    return {prompt: float(np.mean(found)) for prompt, found in seeds.items()}
-
-
 def paired(first: Mapping[str, float], second: Mapping[str, float]) -> list[float]:
     """``first - second`` on the prompts that both have, in the order of ``first``."""
     return [value - second[prompt] for prompt, value in first.items() if prompt in second]
@@ -64,7 +49,7 @@ def paired(first: Mapping[str, float], second: Mapping[str, float]) -> list[floa
 
 def estimate(
     values: Sequence[float], *, resamples: int | None = None, seed: int = 0
-) -> Estimate | None:
+) -> MeanInterval | None:
     """Mean over prompts with a bootstrap interval.
 
     The interval is the bias-corrected accelerated one (Efron 1987, as in
@@ -86,9 +71,9 @@ def estimate(
         return None
     mean = float(sample.mean())
     if sample.size == 1:
-        return Estimate(n=1, mean=mean)
+        return MeanInterval(n=1, mean=mean)
     if _constant(sample):
-        return Estimate(n=sample.size, mean=mean, low=mean, high=mean)
+        return MeanInterval(n=sample.size, mean=mean, low=mean, high=mean)
     found = stats.bootstrap(
         (sample,),
         np.mean,
@@ -97,12 +82,12 @@ def estimate(
         method="BCa",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Estimate(n=sample.size, mean=mean, low=float(found.low), high=float(found.high))
+    return MeanInterval(n=sample.size, mean=mean, low=float(found.low), high=float(found.high))
 
 
 def paired_bootstrap(
     differences: Sequence[float], *, resamples: int | None = None, seed: int = 0
-) -> Estimate | None:
+) -> MeanInterval | None:
     """Mean paired difference with its interval, see ``estimate``."""
     return estimate(differences, resamples=resamples, seed=seed)
 
@@ -182,7 +167,7 @@ class Test:
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
 
-    difference: Estimate
+    difference: MeanInterval
     p: float
     p_holm: float
 
@@ -192,7 +177,7 @@ class Test:
         return self.difference.excludes_zero and self.p_holm < ALPHA
 
 
-def family(differences: Sequence[Sequence[float]], *, seed: int = 0) -> list[Test | None]:
+def holm_family(differences: Sequence[Sequence[float]], *, seed: int = 0) -> list[Test | None]:
     """Test several paired differences as one family.
 
     Args:

@@ -116,7 +116,7 @@ def parts(column: Column, entry: Entry) -> Parts:
     """Write an entry the way its column shows it."""
     if entry.value is None or entry.text:
         return Parts(main=entry.text or ABSENT, mark=entry.mark, notes=entry.notes)
-    main = column.number(entry.value) + column.suffix
+    main = column.number(entry.value) + column.fact.suffix
     spread = "" if entry.spread is None else f"±{column.number(entry.spread)}"
     interval = ""
     if column.interval and entry.low is not None and entry.high is not None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.report.stats import by_prompt
 from harness.spec import Record, Status
+from harness.store.records import by_prompt
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

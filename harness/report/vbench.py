@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from harness.report import columns as col
-from harness.report.vbench_columns import NO_BEST, OFFICIAL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,17 +17,17 @@ if TYPE_CHECKING:
 
 def revealed(columns: Sequence[Column], grid: Mapping[str, Mapping[str, Entry]]) -> list[Column]:
     """Print an official aggregate where some row's differs from our mean by what is printed."""
-    ours = {c.metric: c for c in columns if c.block == col.VBENCH and c.kind == col.MEAN}
+    ours = {c.metric: c for c in columns if c.kind == col.MEAN}
     found = []
     for column in columns:
-        mean = ours.get(column.metric.removeprefix(OFFICIAL))
-        if column.metric.startswith(OFFICIAL) and mean is not None:
+        mean = ours.get(column.fact.aggregate_of)
+        if column.fact.aggregate_of and mean is not None:
             differs = any(
                 entry.value is not None
                 and mean.number(entry.value) != _number(mean, grid[mean.key][row])
                 for row, entry in grid[column.key].items()
             )
-            found.append(replace(column, shown=differs))
+            found.append(replace(column, fact=replace(column.fact, shown=differs)))
         else:
             found.append(column)
     return found
@@ -40,14 +39,14 @@ def _number(column: Column, entry: Entry) -> str:
 
 def remarks(run: Run, blocks: Sequence[Block]) -> list[str]:
     """What the run says of its judge, and how the columns that are printed are to be read."""
-    shown = {c.metric for b in blocks if b.title == col.VBENCH for _, c in b.visible()}
+    shown = [c.fact for b in blocks for _, c in b.visible()]
     found = []
-    if any(name in shown for name in NO_BEST) or "clip_temp" in shown:
+    if any(fact.closeness for fact in shown):
         found.append(
             "consistency, smoothness and flickering are high for clips that hardly move, also for "
             "collapsed ones, dynamic degree for noise: closer to fp is the right reading"
         )
-    if any(metric.startswith(OFFICIAL) for metric in shown):
+    if any(fact.aggregate_of for fact in shown):
         found.append(
             "VBench: mean over prompts; official: the package's own aggregate, which weighs clips "
             "by their frames or leaves some out"

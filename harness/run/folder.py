@@ -45,7 +45,7 @@ def standing(plan: Plan, store: Store, *, folder: Path, command: list[str]) -> R
     """
     endings = {c.cell.id: standing_of(c) for c in plan.cells}
     whole = [c for c in plan.cells if endings[c.cell.id].status is Status.OK]
-    collector = Collector(plan=plan, store=store, measures={})
+    collector = Collector(plan=plan, store=store)
     missing = any(ending.status is Status.SKIPPED for ending in endings.values())
     return describe_run(
         plan,
@@ -88,9 +88,10 @@ def describe_run(
     told = {
         "failures": list(failures),
         "warnings": list(warnings),
-        "remarks": [*plan.judging.remarks, *remarks],
+        "remarks": [*plan.vbench.remarks, *remarks],
         "judges": [plain(counts) for counts in judges],
     }
+    used = {record.metric for record in records}
     return Run(
         id=plan.run,
         folder=folder,
@@ -100,6 +101,7 @@ def describe_run(
         provenance={**provenance(command), **told},
         cells=tuple(outcome(c, endings[c.cell.id], store) for c in plan.cells),
         records=tuple(records),
+        metrics=tuple(fact for name, fact in plan.metrics.items() if name in used),
     )
 
 

@@ -7,14 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from harness.measure.measure import measuring_warning
 from harness.plan.estimate import check_space, estimate
 from harness.plan.plan import make_plan
 from harness.plan.prepared import Prepared
-from harness.run.collect import Collector, timing_warnings
+from harness.run.collect import Collector
 from harness.run.executors.base import Executor
 from harness.run.executors.local import LocalExecutor
 from harness.run.folder import copy_out, describe_run
-from harness.run.schedule import Monitor, Work
+from harness.run.schedule import Monitor, Schedule
 from harness.store.durable import probe_folder
 from harness.store.records import Run, write_run
 from harness.store.store import Store
@@ -73,26 +74,31 @@ def execute(
         KeyboardInterrupt: Somebody stopped it; everything published so far is kept.
     """
     executor = make_executor(prepared, store)
-    work = Work(prepared=prepared, store=store, monitor=monitor, executor=executor, command=command)
+    schedule = Schedule(
+        prepared=prepared, store=store, monitor=monitor, executor=executor, command=command
+    )
     try:
-        endings = work.make_cells()
-        troubles, lost = work.judge(endings)
-        measures, failures = work.measure(endings)
+        endings = schedule.make_cells()
+        troubles, lost = schedule.judge(endings)
+        measures, failures = schedule.measure(endings)
     finally:
         executor.stop()
-    collector = Collector(plan=prepared.plan, store=store, measures=measures, troubles=troubles)
+    plan = prepared.plan
+    collector = Collector(plan=plan, store=store, measures=measures, troubles=troubles)
+    entries = {model: store.find("measure", key) for model, key in measures.items()}
+    warnings = [measuring_warning(entry, model) for model, entry in entries.items()]
     run = describe_run(
-        prepared.plan,
+        plan,
         store,
         folder=prepared.folder,
         endings=endings,
-        records=[record for cell in prepared.plan.cells for record in collector.records(cell)],
+        records=[record for cell in plan.cells for record in collector.records(cell)],
         failures=[*lost, *failures],
-        warnings=timing_warnings(store, measures),
-        remarks=collector.cautions(),
-        judges=() if work.docket is None else work.docket.counts,
+        warnings=[text for text in warnings if text],
+        remarks=plan.vbench.cautions(store, [cell.task for cell in plan.cells]),
+        judges=() if schedule.docket is None else schedule.docket.counts,
         command=command,
     )
     write_run(run)
-    copy_out(prepared.plan, store, prepared.folder)
+    copy_out(plan, store, prepared.folder)
     return run

@@ -1,30 +1,33 @@
-"""The work of a run: its tasks, started when what they wait for has ended."""
+"""The schedule of a run: its tasks, started when what they wait for has ended."""
 
 from __future__ import annotations
 
 import shutil
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from harness.errors import InfraError
-from harness.plan.plan import measure_task
+from harness.plan.plan import plan_measuring
 from harness.run.collect import Collector, Ending
-from harness.run.executors.base import Ended, Event, Executor
 from harness.run.folder import UNFINISHED, describe_run, standing_of
 from harness.score.vbench_stage import TASK, Docket, judge_tasks
 from harness.spec import Record, Status
 from harness.store.durable import DISK_FULL
 from harness.store.provenance import cores
 from harness.store.records import write_run
+from harness.task import Ended, Event
 
 if TYPE_CHECKING:
     from harness.plan.cells import PlannedCell
     from harness.plan.prepared import Prepared
+    from harness.run.executors.base import Executor
     from harness.store.store import Store
     from harness.task import Task
 
 POLL_S = 0.2
+TROUBLE = "trouble"  # the event by which a worker tells of a score that it could not make
 
 
 class Monitor(Protocol):
@@ -39,12 +42,9 @@ class Monitor(Protocol):
     def ended(self, ended: Ended) -> None:
         """A worker ended."""
 
-    def warning(self, text: str) -> None:
-        """Something the user must see, that does not stop the run."""
-
 
 @dataclass(kw_only=True)
-class Work:
+class Schedule:
     """The tasks of a run and how far they are."""
 
     prepared: Prepared
@@ -56,7 +56,8 @@ class Work:
     running: set[str] = field(default_factory=set)
     collected: dict[str, list[Record]] = field(default_factory=dict)
     docket: Docket | None = None
-    heard: dict[str, float] = field(default_factory=dict)
+    troubles: dict[str, tuple[Status, str]] = field(default_factory=dict)
+    last_word: dict[str, float] = field(default_factory=dict)
 
     def make_cells(self) -> dict[str, Ending]:
         """Run pools and cells, each when what it waits for has ended."""
@@ -112,7 +113,7 @@ class Work:
         log = self.prepared.folder / "logs" / f"{task.id}.log"
         self.executor.start(task, log=log, threads=threads)
         self.running.add(task.id)
-        self.heard[task.id] = time.monotonic()
+        self.last_word[task.id] = time.monotonic()
         self.monitor.started(task.id)
 
     def _poll(self) -> None:
@@ -130,11 +131,17 @@ class Work:
                 raise _disk_full(found.task, found.detail)
 
     def _hear(self, event: Event) -> None:
-        """Keep what a judge said; its time since the value before is what the value took."""
+        """Keep what a worker said of scores that it made or could not make.
+
+        A judge's time since its value before is what the value took.
+        """
+        if event.name == TROUBLE and event.task in self._cells:
+            told = (Status(event.facts["status"]), str(event.facts["detail"]))
+            self.troubles |= dict.fromkeys(event.facts["keys"], told)
         if self.docket is None or not event.task.startswith(TASK) or event.name == "progress":
             return
         now = time.monotonic()
-        seconds, self.heard[event.task] = now - self.heard[event.task], now
+        seconds, self.last_word[event.task] = now - self.last_word[event.task], now
         try:
             self.docket.heard(event.name, event.facts, seconds=seconds)
         except OSError as cause:
@@ -151,12 +158,13 @@ class Work:
             Status and reason of values that could not be made, by score key, and the failures.
         """
         plan = self.prepared.plan
-        broken = [f"{n}: {why}" for n, (s, why) in plan.judging.lost.items() if s is Status.ERROR]
-        whole = [c for c in plan.cells if endings[c.cell.id].status is Status.OK]
-        missing = plan.judging.missing(self.store, whole)
-        if plan.judging.bench is None or not missing:
-            return {}, broken
-        self.docket = Docket(bench=plan.judging.bench, store=self.store)
+        broken = [f"{n}: {why}" for n, (s, why) in plan.vbench.lost.items() if s is Status.ERROR]
+        broken += self._scoring_failures()
+        whole = [c.task for c in plan.cells if endings[c.cell.id].status is Status.OK]
+        missing = plan.vbench.missing(self.store, whole)
+        if plan.vbench.judge is None or not missing:
+            return self.troubles, broken
+        self.docket = Docket(judge=plan.vbench.judge, store=self.store)
         scratch = self.store.scratch("judge")
         try:
             waiting = judge_tasks(self.docket, missing, shards=plan.judges, scratch=scratch)
@@ -168,7 +176,12 @@ class Work:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         troubles, failures = self.docket.close({task: self.endings[task] for task in tasks})
-        return troubles, [*broken, *failures]
+        return {**self.troubles, **troubles}, [*broken, *failures]
+
+    def _scoring_failures(self) -> list[str]:
+        """What scorers met in the rows' own workers, in one line for each kind."""
+        groups = Counter(self.troubles.values())
+        return [f"scoring: {detail}, {n} clips" for (_, detail), n in groups.items()]
 
     @property
     def _cells(self) -> set[str]:
@@ -183,7 +196,7 @@ class Work:
     def _leave_standing(self) -> None:
         """Write the run folder as it stands, so that a long run can be read before its end."""
         endings = {c.cell.id: self._ending(c) for c in self.prepared.plan.cells}
-        collector = Collector(plan=self.prepared.plan, store=self.store, measures={})
+        collector = Collector(plan=self.prepared.plan, store=self.store)
         for cell in self.prepared.plan.cells:
             if cell.cell.id not in self.collected and endings[cell.cell.id].status is Status.OK:
                 self.collected[cell.cell.id] = list(collector.records(cell))
@@ -209,7 +222,7 @@ class Work:
             return measures, failures
         finished = {name for name, ending in endings.items() if ending.status is Status.OK}
         for model in plan.models:
-            task = measure_task(plan, model, finished)
+            task = plan_measuring(plan, model, finished)
             if task is None:
                 continue
             if self.store.find("measure", task.measure.key) is None:

@@ -1,7 +1,8 @@
 """The worker: ``python -P -m harness.run.worker job.json``.
 
 JSON in, files out, events on stdout, an exit code. Events are JSON lines: ``progress`` (stage,
-fraction, text), ``clip`` (seconds), ``stage`` (stage, seconds), and at the end ``done`` or
+fraction, text), ``clip`` (seconds), ``stage`` (stage, seconds), ``trouble`` (keys of scores that
+could not be made, status, detail), and at the end ``done`` or
 ``failed`` (status, detail, disk_full). All that libraries print goes to stderr.
 """
 
@@ -192,16 +193,28 @@ class _Cell:
             self._score_clip(wanted)
 
     def _score_clip(self, wanted: ClipTask) -> None:
-        from harness.score.scorers import SCORERS, score_clip
+        from harness.score.registry import load_scorer
 
         clip = self.store.find("clip", wanted.clip.key)
         if clip is None:
             raise HarnessError("a clip vanished while it was scored", "run the same command again")
         reference = self.store.find("clip", wanted.reference) if wanted.reference else None
-        for scorer in (SCORERS[name] for name in self.task.scorers):
+        for scorer in (load_scorer(name) for name in self.task.scorers):
             # Without its reference a paired value cannot be made; the run reports it as missing.
-            if not scorer.paired or reference is not None:
-                score_clip(self.store, scorer, wanted.prompt, clip, reference)
+            if scorer.paired and reference is None:
+                continue
+            try:
+                scorer.make(self.store, wanted.prompt, clip, reference)
+            except HarnessError:
+                raise
+            except Exception as error:
+                if is_disk_full(error) or isinstance(error, MemoryError) or _is_torch_oom(error):
+                    raise
+                # A scorer's own defect costs its value and nothing else.
+                traceback.print_exc()
+                detail = f"{scorer.name}: {failure(error)['detail']}"
+                keys = [scorer.key(wanted.prompt, clip, reference).key]
+                self.events.send("trouble", keys=keys, status=Status.ERROR, detail=detail)
 
 
 def _about(task: CellTask) -> dict[str, str]:

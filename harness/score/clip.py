@@ -25,7 +25,14 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
-from harness.score.clip_weights import check_clip_files, clip_folder, clip_identity
+from harness.score.clip_weights import (
+    check_clip_files,
+    clip_folder,
+    clip_identity,
+    clip_missing,
+)
+from harness.score.scorer import FILE, TEXT, Clip, Scorer
+from harness.spec import QUALITY, Metric
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,9 +40,50 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-METRICS = ("clipsim", "clip_temp", "clipsim_evalcrafter", "clip_temp_evalcrafter")
 MIN_FRAMES = 2
 _BATCH = 16  # frames at a time
+
+
+class CLIPScores(Scorer):
+    """CLIPSIM and CLIP-Temp, each on two preparations of the frames."""
+
+    name = "clip"
+    about = "CLIPSIM and CLIP-Temp, two preparations each"
+    metrics = (
+        Metric(
+            name="clipsim", unit="cosine", better="higher", title="CLIP\nSIM", block=QUALITY,
+            digits=4,
+        ),
+        # Of a frozen clip it is 1, whatever is on it.
+        Metric(
+            name="clip_temp", unit="cosine", title="CLIP\ntemp", block=QUALITY, digits=4,
+            closeness=True,
+        ),
+        Metric(
+            name="clipsim_evalcrafter", unit="cosine", better="higher",
+            title="CLIPSIM\nEvalCrafter", block=QUALITY, digits=4, shown=False,
+        ),
+        Metric(
+            name="clip_temp_evalcrafter", unit="cosine", title="CLIP temp\nEvalCrafter",
+            block=QUALITY, digits=4, shown=False, closeness=True,
+        ),
+    )  # fmt: skip
+    reads = FILE
+    asks = TEXT
+    packages = ("torch", "transformers", "tokenizers", "pillow", "numpy")
+
+    def missing(self) -> str:
+        """Whether its weights were fetched."""
+        return clip_missing()
+
+    def weights(self) -> str:
+        """Digest over the files of the checkpoint."""
+        return clip_identity()
+
+    def score(self, clip: Clip, reference: Clip | None) -> dict[str, float]:
+        """Judge the coded frames."""
+        del reference
+        return clip_scores(clip.coded_frames(), clip.prompt.text)
 
 
 def clip_scores(frames: np.ndarray, prompt: str, *, device: str = "cpu") -> dict[str, float]:
@@ -47,7 +95,7 @@ def clip_scores(frames: np.ndarray, prompt: str, *, device: str = "cpu") -> dict
         device: What torch computes on.
 
     Returns:
-        The values of ``METRICS``, each in -1..1.
+        Each metric's value, in -1..1.
 
     Raises:
         HarnessError: The clip has one frame, which has no neighbour.
@@ -65,7 +113,7 @@ def clip_scores(frames: np.ndarray, prompt: str, *, device: str = "cpu") -> dict
         images, text = _embeddings(model, tokenizer, frames, prompt, prepare)
         values[f"clipsim{suffix}"] = float((images @ text).mean())
         values[f"clip_temp{suffix}"] = float((images[1:] * images[:-1]).sum(dim=1).mean())
-    return {name: values[name] for name in METRICS}
+    return values
 
 
 def clip_pixels(frames: np.ndarray, side: int) -> torch.Tensor:

@@ -7,24 +7,58 @@ encoding.
     ssim           Wang et al. 2004 (Gaussian 11 x 11, sigma 1.5), mean over frames
     latent_cosine  cosine of the final latents
     latent_error   ||x - x_fp||^2 / ||x_fp||^2 of the final latents
-    lpips          Zhang et al. 2018 (AlexNet), mean over frames; only where its weights are on disk
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+import math
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from harness.errors import HarnessError
+from harness.score.scorer import Clip, Scorer
+from harness.spec import FIDELITY, Metric
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 PSNR_CAP_DB = 100.0  # identical frames have no finite PSNR; the cap keeps their mean defined
-_PEAK = 255.0
-_BATCH = 4  # frames at a time: SSIM holds five filtered copies of each
+PEAK = 255.0
+BATCH = 4  # frames at a time: SSIM holds five filtered copies of each
+
+
+class Fidelity(Scorer):
+    """PSNR, SSIM and the distance of the final latents to the unquantized clip."""
+
+    name = "fidelity"
+    about = "fidelity to fp, always"
+    metrics = (
+        Metric(
+            name="psnr_db", unit="dB", better="higher", title="PSNR\ndB", block=FIDELITY,
+            interval=True, headline=True,
+        ),
+        Metric(
+            name="ssim", unit="ratio", better="higher", title="SSIM", block=FIDELITY,
+            digits=3, interval=True, headline=True,
+        ),
+        Metric(
+            name="latent_error", unit="ratio", better="lower", title="latent\nerror",
+            block=FIDELITY, digits=3, significant=True, interval=True, headline=True,
+        ),
+        Metric(
+            name="latent_cosine", unit="ratio", better="higher", title="latent\ncosine",
+            block=FIDELITY, digits=4,
+        ),
+    )  # fmt: skip
+    always = True
+    paired = True
+    packages = ("torch", "torchmetrics")
+
+    def score(self, clip: Clip, reference: Clip | None) -> dict[str, float]:
+        """Compare exact frames and final latents."""
+        if reference is None:
+            raise ValueError("a paired scorer was called without a reference")
+        return fidelity(clip.frames(), reference.frames(), clip.latents(), reference.latents())
 
 
 def fidelity(
@@ -44,7 +78,7 @@ def fidelity(
     Raises:
         HarnessError: Shapes or types differ, or latents are not finite.
     """
-    _check_frames(frames, frames_fp)
+    check_frames(frames, frames_fp)
     cosine, error = _latent_distances(latents, latents_fp)
     return {
         "psnr_db": _psnr_db(frames, frames_fp),
@@ -54,50 +88,10 @@ def fidelity(
     }
 
 
-def lpips_unavailable() -> str:
-    """Why LPIPS cannot be computed here, in one line; empty where it can. Never downloads."""
-    import torch
-
-    try:
-        from torchvision.models import AlexNet_Weights
-    except ImportError:
-        return "torchvision is not installed (pip install 'vdit-quant-harness[lpips]')"
-    name = Path(AlexNet_Weights.IMAGENET1K_V1.url).name
-    path = Path(torch.hub.get_dir()) / "checkpoints" / name
-    return "" if path.is_file() else f"AlexNet weights are not at {path}"
-
-
-def lpips(frames: np.ndarray, frames_fp: np.ndarray) -> float:
-    """LPIPS of a clip against its reference, mean over frames.
-
-    Args:
-        frames: The clip, uint8 ``[frames, height, width, 3]``.
-        frames_fp: The reference clip, same shape.
-
-    Raises:
-        HarnessError: The backbone's weights are not on this machine.
-    """
-    reason = lpips_unavailable()
-    if reason:
-        raise HarnessError(f"lpips cannot be computed: {reason}", "leave lpips out, or fetch it")
-    import torch
-    from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
-
-    _check_frames(frames, frames_fp)
-    total = 0.0
-    for start in range(0, len(frames), _BATCH):
-        pair = (_batch(x[start : start + _BATCH]) / _PEAK for x in (frames, frames_fp))
-        with torch.inference_mode():
-            total += float(
-                learned_perceptual_image_patch_similarity(
-                    *pair, net_type="alex", reduction="sum", normalize=True
-                )
-            )
-    return total / len(frames)
-
-
-def _check_frames(frames: np.ndarray, frames_fp: np.ndarray) -> None:
+def check_frames(frames: np.ndarray, frames_fp: np.ndarray) -> None:
     """Refuse anything but two uint8 clips of one shape."""
+    import numpy as np
+
     for clip in (frames, frames_fp):
         if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[-1] != 3 or not clip.size:
             raise HarnessError(
@@ -113,11 +107,12 @@ def _check_frames(frames: np.ndarray, frames_fp: np.ndarray) -> None:
 
 def _psnr_db(frames: np.ndarray, frames_fp: np.ndarray) -> float:
     """PSNR from the squared error of the whole clip, capped."""
+    import numpy as np
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
     if np.array_equal(frames, frames_fp):
         return PSNR_CAP_DB
-    value = peak_signal_noise_ratio(_batch(frames), _batch(frames_fp), data_range=_PEAK)
+    value = peak_signal_noise_ratio(batched(frames), batched(frames_fp), data_range=PEAK)
     return min(PSNR_CAP_DB, float(value))
 
 
@@ -126,11 +121,9 @@ def _ssim(frames: np.ndarray, frames_fp: np.ndarray) -> float:
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     total = 0.0
-    for start in range(0, len(frames), _BATCH):
-        pair = (_batch(x[start : start + _BATCH]) for x in (frames, frames_fp))
-        total += float(
-            structural_similarity_index_measure(*pair, data_range=_PEAK, reduction="sum")
-        )
+    for start in range(0, len(frames), BATCH):
+        pair = (batched(x[start : start + BATCH]) for x in (frames, frames_fp))
+        total += float(structural_similarity_index_measure(*pair, data_range=PEAK, reduction="sum"))
     return total / len(frames)
 
 
@@ -143,7 +136,7 @@ def _latent_distances(latents: torch.Tensor, latents_fp: torch.Tensor) -> tuple[
         )
     x, reference = latents.double().flatten(), latents_fp.double().flatten()
     size, size_fp = float(x.norm()), float(reference.norm())
-    if not (np.isfinite(size) and np.isfinite(size_fp)) or size_fp == 0.0:
+    if not (math.isfinite(size) and math.isfinite(size_fp)) or size_fp == 0.0:
         raise HarnessError(
             "the final latents are not finite, or the reference is zero everywhere",
             "the model diverged at these bits; try wider ones",
@@ -153,8 +146,9 @@ def _latent_distances(latents: torch.Tensor, latents_fp: torch.Tensor) -> tuple[
     return max(-1.0, min(1.0, cosine)), float((x - reference).square().sum()) / size_fp**2
 
 
-def _batch(frames: np.ndarray) -> torch.Tensor:
+def batched(frames: np.ndarray) -> torch.Tensor:
     """``[frames, height, width, 3]`` uint8 to ``[frames, 3, height, width]`` float."""
+    import numpy as np
     import torch
 
     return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()

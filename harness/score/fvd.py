@@ -24,19 +24,90 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from harness.errors import HarnessError
-from harness.score.fvd_weights import check_checkpoint, checkpoint_path
+from harness.score.fvd_weights import check_checkpoint, checkpoint_path, fvd_identity, fvd_missing
+from harness.score.scorer import FILE, Clip, Scorer, clips_of
+from harness.spec import FIDELITY, Metric, Prompt, Status, Value
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import numpy as np
+
+    from harness.spec import ModelSpec
+    from harness.store.store import Entry, Store
+    from harness.task import CellTask
 
 METRIC = "fvd_r3d18_to_fp"
-FEATURES = 512
+FEATURES = "features"  # what is stored of a clip: 512 values
 # A covariance of 512 features has full rank from 513 clips on only.
 MIN_CLIPS = 1000
 MIN_FRAMES = 2
+
+
+class FrechetDistance(Scorer):
+    """A value of the whole row, from the features that are stored of each clip."""
+
+    name = "fvd"
+    about = "Frechet distance to fp, 1 000 clips or more"
+    metrics = (
+        Metric(
+            name=METRIC, unit="distance", better="lower", title="FVD\nr3d18", block=FIDELITY,
+            whole=True, digits=1,
+        ),
+    )  # fmt: skip
+    reads = FILE
+    packages = ("torch", "torchvision", "numpy")
+    kept = (FEATURES,)
+
+    def missing(self) -> str:
+        """Whether its weights are there."""
+        return fvd_missing()
+
+    def refusal(self, model: ModelSpec, prompts: Sequence[Prompt], clips: int) -> str:
+        """A covariance of 512 features needs as many clips and more."""
+        del model, prompts
+        return too_few(clips)
+
+    def weights(self) -> str:
+        """Digest of the checkpoint."""
+        return fvd_identity()
+
+    def score(self, clip: Clip, reference: Clip | None) -> Mapping[str, Any]:
+        """Features of the coded frames."""
+        del reference
+        return {FEATURES: features(clip.coded_frames())}
+
+    def values(
+        self, store: Store, task: CellTask, troubles: Mapping[str, tuple[Status, str]]
+    ) -> Iterator[Value]:
+        """The distance of the row from the reference; nothing for the reference itself."""
+        del troubles
+        clips = list(clips_of(store, task))
+        if not any(wanted.reference for wanted, _, _ in clips):
+            return
+        pairs = [
+            (self._stored(store, clip), self._stored(store, other)) for _, clip, other in clips
+        ]
+        whole = [(a, b) for a, b in pairs if a and b]
+        if len(whole) < len(clips):
+            why = f"{len(whole)} of {len(clips)} clips have features"
+            yield Value(metric=METRIC, status=Status.SKIPPED, detail=why)
+            return
+        try:
+            found = distance([a for a, _ in whole], [b for _, b in whole])
+        except HarnessError as cause:
+            yield Value(metric=METRIC, status=Status.ERROR, detail=cause.message)
+        else:
+            yield Value(metric=METRIC, value=found)
+
+    def _stored(self, store: Store, clip: Entry | None) -> list[float]:
+        """Features of a clip; empty where it has none."""
+        found = None if clip is None else self.find(store, _ANY, clip, None)
+        return [] if found is None else list(found.values.get(FEATURES, ()))
+
+
+_ANY = Prompt(id="", text="")  # features do not depend on what was asked
 
 
 def too_few(clips: int) -> str:
@@ -60,6 +131,7 @@ def features(frames: np.ndarray, *, device: str = "cpu") -> list[float]:
         HarnessError: The clip has one frame: nothing moves for a network of video to see.
         InfraError: The weights are not there or are not torchvision's.
     """
+    import numpy as np
     import torch
 
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
@@ -88,6 +160,8 @@ def distance(
     Raises:
         HarnessError: There are fewer clips, or a feature is not finite.
     """
+    import numpy as np
+
     sets = [np.asarray(rows, dtype=np.float64) for rows in (of, to)]
     for rows in sets:
         if len(rows) < at_least:
@@ -106,6 +180,8 @@ def distance(
 
 def _root(spread: np.ndarray) -> np.ndarray:
     """Symmetric square root of a covariance ``[d, d]``."""
+    import numpy as np
+
     values, vectors = np.linalg.eigh(spread)
     root: np.ndarray = (vectors * np.sqrt(values.clip(min=0.0))) @ vectors.T
     return root

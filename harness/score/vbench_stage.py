@@ -11,48 +11,24 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from harness.generate.generate import MP4_FILE
-from harness.score.scorers import SCORE_FILE
-from harness.score.vbench_scorer import OFFICIAL, PREFIX
+from harness.score.scorer import SCORE_FILE
+from harness.score.vbench_judge import OFFICIAL, PREFIX
 from harness.spec import Status
 from harness.store.keys import Keyed, canonical
 from harness.task import JudgeTask
 from harness.vbench.suites import auxiliary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from harness.run.executors.base import Ended
-    from harness.score.vbench_scorer import Bench
+    from harness.score.vbench_judge import VBenchJudge
     from harness.spec import Prompt
     from harness.store.store import Entry, Store
-    from harness.task import ClipTask
+    from harness.task import Ended
 
 JOB_SCHEMA = 1
 TASK = "judge--"  # ids of the workers' tasks
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Verdict:
-    """A stored value.
-
-    Attributes:
-        value: On the scale 0 to 1; None where the clip has no such value.
-        failed: Why it has none; empty where it has one.
-        valid: False where the official code leaves the clip out.
-        weight: What the official aggregate weighs the clip by.
-        strict: The value under the strict reading, where the dimension has one.
-        scorer: ``Bench.line`` of whoever judged.
-    """
-
-    key: str
-    at: str
-    value: float | None
-    failed: str
-    valid: bool
-    weight: float
-    strict: float | None
-    scorer: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +56,7 @@ class Docket:
         counts: What the workers counted: files decoded, models loaded, pairs of frames.
     """
 
-    bench: Bench
+    judge: VBenchJudge
     store: Store
     wanted: dict[str, tuple[str, Keyed]] = field(default_factory=dict)
     tasks: dict[str, str] = field(default_factory=dict)
@@ -147,42 +123,13 @@ class Docket:
                 "valid": bool(facts.get("valid", not failed)),
                 "weight": facts.get("weight", 1.0),
                 "facts": facts.get("facts", {}),
-                "scorer": self.bench.line(dimension),
+                "scorer": self.judge.line(dimension),
             }
         )
-        mode = "official-" if self.bench.scorer == OFFICIAL else ""
+        mode = "official-" if self.judge.scorer == OFFICIAL else ""
         about = {"label": f"{mode}{PREFIX}{dimension}", "seconds": round(seconds, 3)}
         with self.store.build("score", keyed.key, keyed.inputs, about) as folder:
             (folder / SCORE_FILE).write_text(text + "\n", encoding="utf-8")
-
-
-def places(clips: Iterable[ClipTask]) -> list[int]:
-    """For each clip of a row, which of the clips of its prompt it is, from 0."""
-    seen: dict[str, int] = {}
-    found = []
-    for clip in clips:
-        seen[clip.prompt.id] = seen.get(clip.prompt.id, -1) + 1
-        found.append(seen[clip.prompt.id])
-    return found
-
-
-def find_verdict(store: Store, dimension: str, key: str) -> Verdict | None:
-    """A stored value, None where it has to be made."""
-    entry = store.find("score", key)
-    if entry is None:
-        return None
-    found = entry.json(SCORE_FILE)
-    strict = found["facts"].get("strict")
-    return Verdict(
-        key=key,
-        at=str(entry.manifest["at"]),
-        value=found["values"].get(dimension),
-        failed=found["failed"],
-        valid=found["valid"],
-        weight=float(found["weight"]),
-        strict=None if strict is None else float(strict),
-        scorer=found["scorer"],
-    )
 
 
 def judge_tasks(
@@ -212,27 +159,29 @@ def judge_tasks(
                 }
             )
     count = max(1, min(shards, len(clips)))
-    tasks = [_task(docket.bench, i, clips[i::count], scratch) for i in range(count) if clips]
+    tasks = [_task(docket.judge, i, clips[i::count], scratch) for i in range(count) if clips]
     for task in tasks:
         keys = [want["key"] for clip in task.job["clips"] for want in clip["wants"]]
         docket.tasks |= dict.fromkeys(keys, task.id)
     return tasks
 
 
-def _task(bench: Bench, shard: int, clips: Sequence[Mapping[str, Any]], scratch: Path) -> JudgeTask:
+def _task(
+    judge: VBenchJudge, shard: int, clips: Sequence[Mapping[str, Any]], scratch: Path
+) -> JudgeTask:
     name = f"{TASK}{shard + 1}"
     return JudgeTask(
         id=name,
-        python=bench.python,
-        folder=bench.weights,
+        python=judge.python,
+        folder=judge.weights,
         job={
             "schema": JOB_SCHEMA,
-            "scorer": bench.scorer,
+            "scorer": judge.scorer,
             # The official code compares devices, and "cuda" is not "cuda:0" to it.
-            "device": "cuda:0" if bench.device.id == "cuda" else bench.device.id,
-            "precision": bench.precision,
-            "batch": bench.batch,
-            "weights": str(bench.weights),
+            "device": "cuda:0" if judge.device.id == "cuda" else judge.device.id,
+            "precision": judge.precision,
+            "batch": judge.batch,
+            "weights": str(judge.weights),
             "scratch": str(scratch / name),
             "clips": list(clips),
         },

@@ -1,8 +1,9 @@
 """Keys: canonical JSON of declared inputs, hashed.
 
-A key says what a stored thing was made from. Device index, worker count, folders and retries are
-never part of one; what changes the bits of a result (device name, library versions, dtype, threads)
-is the cohort.
+A key says what a stored thing was made from, the sources that decide it included
+(``harness.store.sources``). Each stage states its own. Device index, worker count, folders and
+retries are never part of one; what changes the bits of a result (device name, library versions,
+dtype, threads) is the cohort.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from harness.spec import GenSpec, ModelSpec, Prompt
+    from harness.spec import ModelSpec, Prompt
 
-SCHEMA = 1
+SCHEMA = 2
 """Raised when the meaning of any key changes; everything stored before is then invisible."""
 
 _CHUNK_BYTES = 1 << 20
@@ -31,6 +32,12 @@ class Keyed:
 
     key: str
     inputs: dict[str, Any]
+
+    @classmethod
+    def of(cls, kind: str, inputs: Mapping[str, Any]) -> Keyed:
+        """The key of something of a kind of the store, from what it is made from."""
+        whole = {"kind": kind, "schema": SCHEMA, **plain(dict(inputs))}
+        return cls(key=digest(whole), inputs=whole)
 
 
 def plain(value: Any) -> Any:
@@ -86,107 +93,6 @@ def noise_seed(prompt: Prompt, seed: int) -> int:
     The prompts are the units of the statistics, so they must not share one noise.
     """
     return int(digest([prompt.text, seed])[:8], 16)
-
-
-def pool_inputs(
-    *, model: ModelSpec, gen: GenSpec, suite_digest: str, seed: int, cohort: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What a pool of recorded calibration trajectories is made from."""
-    return {
-        "kind": "pool",
-        "schema": SCHEMA,
-        "model": model_identity(model),
-        "gen": plain(gen),
-        "suite": suite_digest,
-        "seed": seed,
-        "cohort": dict(cohort),
-    }
-
-
-def quant_inputs(
-    *,
-    model: ModelSpec,
-    gen: GenSpec,
-    method: str,
-    version: int,
-    options: Mapping[str, Any],
-    bits: str,
-    calibration: Mapping[str, Any] | None,
-    seed: int,
-) -> dict[str, Any]:
-    """What an artifact is made from.
-
-    ``options`` holds every option of the method, defaults filled in. ``calibration`` is
-    ``{"suite": digest, "prompts": count}``, None for data-free and reference rows.
-    """
-    return {
-        "kind": "artifact",
-        "schema": SCHEMA,
-        "model": model_identity(model),
-        "gen": plain(gen),
-        "method": method,
-        "version": version,
-        "options": plain(dict(options)),
-        "bits": bits,
-        "calibration": None if calibration is None else dict(calibration),
-        "seed": seed,
-    }
-
-
-def clip_inputs(
-    *, quant_key: str, gen: GenSpec, prompt: Prompt, seed: int, cohort: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What a clip is made from."""
-    return {
-        "kind": "clip",
-        "schema": SCHEMA,
-        "quant": quant_key,
-        "gen": plain(gen),
-        "prompt": digest(prompt.text),
-        "seed": seed,
-        "cohort": dict(cohort),
-    }
-
-
-def score_inputs(
-    *,
-    clip: str,
-    reference: str,
-    scorer: str,
-    version: str,
-    asked: Mapping[str, str],
-    environment: Mapping[str, str],
-) -> dict[str, Any]:
-    """What a score is made from.
-
-    ``clip`` and ``reference`` are digests of content, the latter empty for an unpaired scorer;
-    ``asked`` holds the prompt's tags where the scorer reads them; ``environment`` holds the
-    versions of the libraries that the scorer computes with.
-    """
-    return {
-        "kind": "score",
-        "schema": SCHEMA,
-        "clip": clip,
-        "reference": reference,
-        "scorer": scorer,
-        "version": version,
-        "asked": dict(asked),
-        "environment": dict(environment),
-    }
-
-
-def measure_inputs(
-    *, rows: Iterable[str], gen: GenSpec, cohort: Mapping[str, Any], protocol: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What a set of interleaved timings is made from: all rows that took turns."""
-    return {
-        "kind": "measure",
-        "schema": SCHEMA,
-        "rows": sorted(rows),
-        "gen": plain(gen),
-        "cohort": dict(cohort),
-        "protocol": dict(protocol),
-    }
 
 
 def model_identity(model: ModelSpec) -> dict[str, str]:

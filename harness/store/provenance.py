@@ -20,6 +20,8 @@ from harness.errors import UsageError
 from harness.store.store import now
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from harness.spec import GenSpec
 
 DISTRIBUTION = "vdit-quant-harness"
@@ -117,8 +119,19 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def cohort(device: Device, gen: GenSpec, threads: int) -> dict[str, Any]:
-    """What two clips must share to be compared frame by frame."""
+def cohort(
+    device: Device, gen: GenSpec, threads: int, *, cleaners: Iterable[str] = ()
+) -> dict[str, Any]:
+    """What two clips must share to be compared frame by frame.
+
+    Args:
+        device: What computes.
+        gen: Generation settings.
+        threads: Threads a worker computes with.
+        cleaners: Distributions that clean the prompts of this family where they are installed, so
+            that the text encoder sees another text without them.
+    """
+    cleaning = {f"text cleaner {name}": package_version(name) or "none" for name in cleaners}
     return {
         "device": device.name,
         "torch": package_version("torch"),
@@ -129,6 +142,7 @@ def cohort(device: Device, gen: GenSpec, threads: int) -> dict[str, Any]:
         "compile": "off",
         "determinism": DETERMINISM,
         "threads": threads,
+        **cleaning,
     }
 
 

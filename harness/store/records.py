@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
-from harness.spec import Record, Status
+from harness.spec import Metric, Record, Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -67,6 +68,8 @@ class Run:
         provenance: Versions, git commit, machine, command line, time.
         cells: In table order.
         records: All values.
+        metrics: Facts of the metrics that the records have, in the order of a table's columns;
+            empty in a run that 0.1.0 wrote.
     """
 
     id: str
@@ -77,6 +80,7 @@ class Run:
     provenance: dict[str, Any]
     cells: tuple[CellOutcome, ...]
     records: tuple[Record, ...]
+    metrics: tuple[Metric, ...] = ()
 
 
 def write_run(run: Run) -> None:
@@ -91,6 +95,7 @@ def write_run(run: Run) -> None:
         "cohort": run.cohort,
         "provenance": run.provenance,
         "cells": [dataclasses.asdict(cell) for cell in run.cells],
+        "metrics": [dataclasses.asdict(metric) for metric in run.metrics],
     }
     replace_file(run.folder / RUN_FILE, json.dumps(head, indent=1, sort_keys=True) + "\n")
     replace_file(run.folder / RECORDS_FILE, "".join(f"{line}\n" for line in dump(run.records)))
@@ -139,5 +144,27 @@ def load_run(folder: Path) -> Run:
         cells=tuple(
             CellOutcome(**{**cell, "status": Status(cell["status"])}) for cell in head["cells"]
         ),
+        metrics=tuple(_metric(facts) for facts in head.get("metrics", ())),
         records=tuple(parse(path.read_text().splitlines()) if path.exists() else ()),
     )
+
+
+def _metric(facts: dict[str, Any]) -> Metric:
+    """Facts of a metric as a run folder has them; what another version added is passed over."""
+    known = {f.name for f in dataclasses.fields(Metric)}
+    return Metric(**{name: value for name, value in facts.items() if name in known})
+
+
+def by_prompt(values: Iterable[tuple[str, int, float]]) -> dict[str, float]:
+    """Average the seeds of each prompt.
+
+    Args:
+        values: (prompt id, seed, value).
+
+    Returns:
+        Mean over seeds by prompt id, in order of first appearance.
+    """
+    seeds: dict[str, list[float]] = {}
+    for prompt, _, value in values:
+        seeds.setdefault(prompt, []).append(value)
+    return {prompt: math.fsum(found) / len(found) for prompt, found in seeds.items()}

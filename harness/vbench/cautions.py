@@ -20,7 +20,7 @@ LONG_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
+class ClipMaking:
     """How the clips of a row of the table were made.
 
     Attributes:
@@ -39,7 +39,7 @@ class Row:
 
 
 def cautions(
-    rows: Sequence[Row],
+    rows: Sequence[ClipMaking],
     *,
     suite: PromptSuite,
     dimensions: Sequence[str],
@@ -99,7 +99,7 @@ def _protocol(suite: PromptSuite, made: Mapping[str, int]) -> list[str]:
     return lines
 
 
-def _lengths(rows: Sequence[Row]) -> list[str]:
+def _lengths(rows: Sequence[ClipMaking]) -> list[str]:
     long = [row for row in rows if row.fps > 0 and row.frames / row.fps >= LONG_SECONDS]
     if not long:
         return []
@@ -110,8 +110,8 @@ def _lengths(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _rates(rows: Sequence[Row]) -> list[str]:
-    found: dict[tuple[float, float], list[Row]] = {}
+def _rates(rows: Sequence[ClipMaking]) -> list[str]:
+    found: dict[tuple[float, float], list[ClipMaking]] = {}
     for row in rows:
         if row.model_fps is not None and row.fps != row.model_fps:
             found.setdefault((row.fps, row.model_fps), []).append(row)
@@ -122,8 +122,8 @@ def _rates(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _encoders(rows: Sequence[Row]) -> list[str]:
-    found: dict[str, list[Row]] = {}
+def _encoders(rows: Sequence[ClipMaking]) -> list[str]:
+    found: dict[str, list[ClipMaking]] = {}
     for row in rows:
         found.setdefault(row.encoder or "unknown", []).append(row)
     if len(found) < 2:
@@ -135,7 +135,7 @@ def _encoders(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _names(rows: Sequence[Row]) -> str:
+def _names(rows: Sequence[ClipMaking]) -> str:
     """Labels, at most three."""
     labels = [row.label for row in rows]
     return ", ".join(labels[:3]) + (f" and {len(labels) - 3} more" if len(labels) > 3 else "")

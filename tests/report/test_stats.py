@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.report import stats
+from harness.store.records import by_prompt
 
 numbers = st.floats(-50, 50, allow_nan=False).map(lambda x: round(x, 3))
 pvalues = st.lists(st.floats(0, 1), min_size=1, max_size=8)
@@ -15,7 +16,7 @@ pvalues = st.lists(st.floats(0, 1), min_size=1, max_size=8)
 
 def test_seeds_are_averaged_before_prompts():
     rows = [("a", 0, 1.0), ("a", 1, 3.0), ("b", 0, 10.0)]
-    assert stats.by_prompt(rows) == {"a": 2.0, "b": 10.0}
+    assert by_prompt(rows) == {"a": 2.0, "b": 10.0}
 
 
 def test_only_prompts_that_both_have_are_paired():
@@ -29,7 +30,7 @@ def test_no_value_has_no_estimate():
 
 def test_one_prompt_has_a_mean_and_no_interval():
     one = stats.paired_bootstrap([2.5])
-    assert one == stats.Estimate(n=1, mean=2.5)
+    assert one == stats.MeanInterval(n=1, mean=2.5)
     assert not one.excludes_zero
     assert stats.sign_flip_p([2.5]) == 1.0
 
@@ -115,7 +116,7 @@ def test_holm_gives_the_known_example():
 
 
 def test_a_family_skips_what_has_no_pairs_and_adjusts_the_rest():
-    strong, none, weak = stats.family([[1.0, 1.1] * 5, [], [1.0, -1.0, 0.2, -0.1]])
+    strong, none, weak = stats.holm_family([[1.0, 1.1] * 5, [], [1.0, -1.0, 0.2, -0.1]])
     assert none is None
     assert strong.separated
     assert not weak.separated

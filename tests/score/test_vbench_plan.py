@@ -35,7 +35,7 @@ from tests.judged_runs import (
 )
 
 if TYPE_CHECKING:
-    from harness.run.executors.base import Event
+    from harness.task import Event
 
 __all__ = ["place"]
 

@@ -7,7 +7,7 @@ import pytest
 
 from harness.plan.suites import load_suite
 from harness.vbench.aggregate import ClipScore, Flickering, flickering
-from harness.vbench.cautions import Row, cautions
+from harness.vbench.cautions import ClipMaking, cautions
 from harness.vbench.suites import load, samples
 from tests.vbench import made_list
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from harness.spec import PromptSuite
 
-ROW = Row(label="rtn", fps=8.0, model_fps=8.0, frames=16, encoder="h264 crf 18 yuv420p")
+ROW = ClipMaking(label="rtn", fps=8.0, model_fps=8.0, frames=16, encoder="h264 crf 18 yuv420p")
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> PromptSuite:
 
 def _lines(
     suite: PromptSuite,
-    *rows: Row,
+    *rows: ClipMaking,
     made: dict[str, int] | None = None,
     flicker: Flickering | None = None,
 ) -> list[str]:

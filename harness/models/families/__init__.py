@@ -26,7 +26,7 @@ _BY_CLASS = {
 }
 
 
-def family(name: str) -> Family:
+def family_by_name(name: str) -> Family:
     """Look a family up.
 
     Raises:
@@ -37,7 +37,7 @@ def family(name: str) -> Family:
     return FAMILIES[name]
 
 
-def family_of_class(transformer_class: str) -> str:
+def family_name_of(transformer_class: str) -> str:
     """Name the family of a diffusers transformer class.
 
     Raises:

@@ -247,6 +247,14 @@ class Family(Protocol):
         """Parts of the pipeline that are loaded in float32 whatever the others are run in."""
         return ()
 
+    @property
+    def text_cleaners(self) -> tuple[str, ...]:
+        """Distributions by which the pipeline cleans a prompt where they are installed.
+
+        The text that its encoder sees depends on them, so they are part of the cohort.
+        """
+        return ()
+
     def blocks(self, transformer: nn.Module) -> list[tuple[str, nn.Module]]:
         """Qualified names and modules of the transformer blocks, in execution order."""
 

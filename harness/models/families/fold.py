@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from harness.models.families import family, family_of_class
+from harness.models.families import family_by_name, family_name_of
 from harness.models.families.base import (
     InputGroup,
     ModulationFold,
@@ -117,7 +117,7 @@ def restore_modulation_scales_(transformer: nn.Module, names: Iterable[str]) -> 
     found = [name.removesuffix(_BUFFER) for name in names if name.endswith(_BUFFER)]
     if not found:
         return
-    facts = family(family_of_class(type(transformer).__name__))
+    facts = family_by_name(family_name_of(type(transformer).__name__))
     for name in found:
         block = transformer.get_submodule(name)
         fold = next(g.fold for g in facts.groups(block) if isinstance(g.fold, TableFold))

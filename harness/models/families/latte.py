@@ -70,6 +70,7 @@ class Latte(Family):
     attention_order = ("hidden_states",)
     self_attention = "attn1"
     guidance = "stacked"
+    text_cleaners = ("beautifulsoup4", "ftfy")  # LattePipeline's _clean_caption
 
     def blocks(self, transformer: nn.Module) -> list[tuple[str, nn.Module]]:
         """Return ``transformer_blocks.<i>`` and ``temporal_transformer_blocks.<i>`` in turn."""

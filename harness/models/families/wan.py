@@ -39,6 +39,7 @@ class Wan(Family):
     self_attention = "attn1"
     guidance = "calls"
     single_precision = ("vae",)  # as in the example of diffusers' WanPipeline
+    text_cleaners = ("ftfy",)  # WanPipeline's basic_clean
 
     def blocks(self, transformer: nn.Module) -> list[tuple[str, nn.Module]]:
         """Return ``blocks.<i>``."""

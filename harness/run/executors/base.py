@@ -2,48 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from harness.spec import Status
-    from harness.task import Task
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Event:
-    """A line from a worker.
-
-    Attributes:
-        task: Id of the task.
-        name: ``progress``, ``clip`` or ``stage``.
-        facts: What the line says besides.
-    """
-
-    task: str
-    name: str
-    facts: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ended:
-    """How a worker ended.
-
-    Attributes:
-        detail: One line; empty for ``ok``.
-        disk_full: Whether the cause is a full disk, which stops the run.
-        log: What it printed.
-        seconds: Wall time from start to end.
-    """
-
-    task: str
-    status: Status
-    detail: str
-    disk_full: bool
-    log: Path
-    seconds: float
+    from harness.task import Ended, Event, Task
 
 
 class Executor(Protocol):

@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from harness.run.executors.base import Ended, Event
 from harness.spec import Status
-from harness.task import Job, JudgeTask, Task
+from harness.task import Ended, Event, Job, JudgeTask, Task
 from harness.vbench.interpreter import WORKER as JUDGE
 from harness.vbench.interpreter import worker_environment
 
