@@ -70,7 +70,7 @@ def quantized_error(rotated, tiny_pipeline_folder, bits: str) -> float:
     """Relative output error of the quantized miniature transformer on one random input."""
     from diffusers import CogVideoXTransformer3DModel
 
-    from harness.models.families import family as family_of
+    from harness.models.families import family_by_name as family_of
     from harness.quant.layers.apply import targets
 
     def load() -> nn.Module:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from harness.models.families import family
+from harness.models.families import family_by_name
 from harness.models.families.base import linear_at
 from harness.quant.calibration.capture import run_block
 from harness.quant.calibration.samples import uniform_samples
@@ -21,7 +21,7 @@ QUICK: dict[str, Any] = {"samples": 4, "timesteps": 2}
 
 def linear_inputs(bench: Bench) -> dict[str, Tensor]:
     """What every target linear of the full-precision model reads at the quick samples."""
-    facts, transformer = family(bench.family), bench.pipeline.transformer
+    facts, transformer = family_by_name(bench.family), bench.pipeline.transformer
     samples = uniform_samples(bench.pool, QUICK["samples"], QUICK["timesteps"])
     inputs = split_branches(
         first_block_inputs(transformer, facts, bench.pool, samples), "alternate"

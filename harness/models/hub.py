@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
-from harness.models.families import family_of_class
+from harness.models.families import family_name_of
 from harness.spec import GenSpec, ModelSpec
 from harness.store.durable import replace_file
 from harness.store.store import home, now
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-INDEX = "model_index.json"
+MODEL_INDEX = "model_index.json"
 LOCK = "hub-lock.json"
 TWO_DENOISERS = "transformer_2"
 
@@ -115,9 +115,9 @@ def hub_spec(name: str) -> ModelSpec:
     known = HUB.get(name) or next((m for m in HUB.values() if m.repo == name), None)
     repo = known.repo if known else name
     locked = lock(repo)
-    index = _json(fetch(repo, INDEX, locked["revision"]))
+    index = _json(fetch(repo, MODEL_INDEX, locked["revision"]))
     refuse_two_denoisers(repo, index)
-    family = family_of_class(str(index.get("transformer", ["", ""])[1]))
+    family = family_name_of(str(index.get("transformer", ["", ""])[1]))
     return ModelSpec(
         name=name.replace("/", "--"),
         repo=repo,
@@ -170,7 +170,7 @@ def ask_revision(repo: str) -> str:
     Raises:
         HarnessError: Neither knows the repository.
     """
-    revision = fetch(repo, INDEX).parent.name  # the cache keeps snapshots by commit
+    revision = fetch(repo, MODEL_INDEX).parent.name  # the cache keeps snapshots by commit
     if re.fullmatch("[0-9a-f]{40}", revision) is None:
         raise HarnessError(
             f"the hub names no commit for '{repo}': '{revision}'",

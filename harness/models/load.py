@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
-from harness.models.families import family, family_of_class
-from harness.models.hub import TWO_DENOISERS, refuse_two_denoisers
+from harness.models.families import family_by_name, family_name_of
+from harness.models.hub import MODEL_INDEX, TWO_DENOISERS, refuse_two_denoisers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,13 +63,13 @@ def load_pipeline(spec: ModelSpec, *, device: str, dtype: str) -> DiffusionPipel
     disable_progress_bar()
     disable_transformers_bar()
     folder = Path(spec.repo)
-    if folder.is_absolute() and not (folder / "model_index.json").is_file():
+    if folder.is_absolute() and not (folder / MODEL_INDEX).is_file():
         raise HarnessError(
-            f"'{folder}' is not a pipeline in diffusers format (no model_index.json)",
+            f"'{folder}' is not a pipeline in diffusers format (no {MODEL_INDEX})",
             "give a folder written by save_pretrained, or a model name: see `harness list models`",
         )
     wanted: Any = getattr(torch, dtype)
-    if single := family(spec.family).single_precision:
+    if single := family_by_name(spec.family).single_precision:
         wanted = {"default": wanted, **dict.fromkeys(single, torch.float32)}
     try:
         pipeline = DiffusionPipeline.from_pretrained(
@@ -88,7 +88,7 @@ def load_pipeline(spec: ModelSpec, *, device: str, dtype: str) -> DiffusionPipel
     pipeline.to(device)
     denoiser: nn.Module = pipeline.transformer
     denoiser.eval().requires_grad_(False)
-    family_of_class(type(denoiser).__name__)
+    family_name_of(type(denoiser).__name__)  # refuses a class of no family
     if getattr(pipeline, TWO_DENOISERS, None) is not None:
         refuse_two_denoisers(spec.name, {TWO_DENOISERS: [type(denoiser).__name__]})
     if spec.variant:
@@ -101,7 +101,7 @@ def _derive_(pipeline: DiffusionPipeline, spec: ModelSpec) -> None:
         raise HarnessError(f"model variant '{spec.variant}' is unknown", "known: outliers")
     from harness.models.outliers import plant_outliers_
 
-    plant_outliers_(pipeline.transformer, family(spec.family))
+    plant_outliers_(pipeline.transformer, family_by_name(spec.family))
 
 
 def _first_line(cause: BaseException) -> str:

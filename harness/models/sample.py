@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from harness.models.families import family, family_of_class
+from harness.models.families import family_by_name, family_name_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -22,7 +22,7 @@ Hook = Callable[[int, torch.Tensor], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sampled:
+class SampledClip:
     """A clip as generated.
 
     Attributes:
@@ -36,23 +36,21 @@ class Sampled:
     seconds: float
 
 
-def initial_noise(pipeline: DiffusionPipeline, gen: GenSpec, seed: int) -> torch.Tensor:
+def initial_noise(
+    pipeline: DiffusionPipeline, gen: GenSpec, generator: torch.Generator
+) -> torch.Tensor:
     """Draw the initial latents from a CPU generator: every device starts from the same noise.
 
     Returns:
         float32 on the CPU, in the family's shape of a latent.
     """
-    return _draw(pipeline, gen, torch.Generator().manual_seed(seed))
-
-
-def _draw(pipeline: DiffusionPipeline, gen: GenSpec, generator: torch.Generator) -> torch.Tensor:
     shape = family_of(pipeline).noise_shape(pipeline, gen)
     return torch.randn(shape, generator=generator, dtype=torch.float32)
 
 
 def family_of(pipeline: DiffusionPipeline) -> Family:
     """Facts about a pipeline's denoiser."""
-    return family(family_of_class(type(pipeline.transformer).__name__))
+    return family_by_name(family_name_of(type(pipeline.transformer).__name__))
 
 
 def _run(
@@ -66,7 +64,7 @@ def _run(
     facts = family_of(pipeline)
     # the same stream goes on where a scheduler or a decoder draws more noise
     generator = torch.Generator().manual_seed(seed)
-    noise = _draw(pipeline, gen, generator).to(pipeline.device)
+    noise = initial_noise(pipeline, gen, generator).to(pipeline.device)
     with torch.no_grad():
         return pipeline(
             prompt=text,
@@ -98,7 +96,7 @@ def denoise(
     _run(pipeline, text, gen, seed, on_step, "latent")
 
 
-def sample(pipeline: DiffusionPipeline, text: str, gen: GenSpec, *, seed: int) -> Sampled:
+def sample_clip(pipeline: DiffusionPipeline, text: str, gen: GenSpec, *, seed: int) -> SampledClip:
     """Generate one clip."""
     last: list[torch.Tensor] = []
 
@@ -110,7 +108,7 @@ def sample(pipeline: DiffusionPipeline, text: str, gen: GenSpec, *, seed: int) -
     video = _run(pipeline, text, gen, seed, keep, "np")[0]
     seconds = time.perf_counter() - started
     frames = np.round(np.clip(video, 0, 1) * 255).astype(np.uint8)
-    return Sampled(frames=frames, latents=last[0].cpu().float(), seconds=seconds)
+    return SampledClip(frames=frames, latents=last[0].cpu().float(), seconds=seconds)
 
 
 def denoiser_step(pipeline: DiffusionPipeline, gen: GenSpec) -> Callable[[], None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from dataclasses import dataclass, replace
@@ -11,10 +12,11 @@ from typing import Any
 
 from harness.errors import HarnessError, UsageError, unknown_name
 from harness.models import shapes
-from harness.models.families import family_of_class
+from harness.models.families import family_name_of
 from harness.models.hub import (
     FAMILY_GEN,
     HUB,
+    MODEL_INDEX,
     hub_parameters,
     hub_spec,
     is_hub_id,
@@ -24,7 +26,6 @@ from harness.spec import GenSpec, ModelSpec
 from harness.store.keys import digest, file_digest
 
 SHAPES_WEIGHTS = "HARNESS_SHAPES_WEIGHTS"
-INDEX = "model_index.json"
 # diffusers' CogVideoXPipeline.__call__ defaults; the folder does not record them.
 DEFAULT_STEPS = 50
 DEFAULT_GUIDANCE = 6.0
@@ -43,10 +44,12 @@ SHAPES_GEN = GenSpec(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Bundled:
+class BundledModel:
     """A model that ships with the package.
 
     Attributes:
+        variant: What is done to the weights when they are loaded, empty for nothing.
+        about: One line for the list.
         clip_s: Guessed seconds a clip on one core; only for the estimate of the first run, after
             which the store's journal knows.
     """
@@ -57,8 +60,8 @@ class Bundled:
 
 
 BUNDLED = {
-    "shapes": Bundled(variant="", about="coloured shapes that move; CogVideoX, trained here"),
-    "shapes-outliers": Bundled(
+    "shapes": BundledModel(variant="", about="coloured shapes that move; CogVideoX, trained here"),
+    "shapes-outliers": BundledModel(
         variant="outliers", about="shapes with planted activation outliers; a stress test"
     ),
 }
@@ -83,12 +86,12 @@ def model_spec(name: str) -> ModelSpec:
         )
         return replace(spec, revision=folder_revision(folder))
     folder = Path(name).expanduser()
-    if (folder / INDEX).is_file():
+    if (folder / MODEL_INDEX).is_file():
         return _folder_spec(folder.resolve())
     if folder.is_dir():
         raise UsageError(
             f"model folder '{name}' is not in diffusers format",
-            f"give a folder that holds {INDEX}, as save_pretrained writes it",
+            f"give a folder that holds {MODEL_INDEX}, as save_pretrained writes it",
         )
     if name in HUB or is_hub_id(name):
         return hub_spec(name)
@@ -106,13 +109,13 @@ def folder_revision(folder: Path) -> str:
     Raises:
         HarnessError: The folder holds no model.
     """
-    if not (folder / INDEX).is_file():
+    if not (folder / MODEL_INDEX).is_file():
         raise HarnessError(
             f"there are no model weights in '{folder}'",
             f"install the package again, or set {SHAPES_WEIGHTS} to a trained folder",
         )
-    parts = [folder / part for part in _json(folder / INDEX) if (folder / part).is_dir()]
-    files = [folder / INDEX, *(p for part in sorted(parts) for p in sorted(part.rglob("*")))]
+    parts = [folder / part for part in _json(folder / MODEL_INDEX) if (folder / part).is_dir()]
+    files = [folder / MODEL_INDEX, *(p for part in sorted(parts) for p in sorted(part.rglob("*")))]
     digests = [[p.relative_to(folder).as_posix(), file_digest(p)] for p in files if p.is_file()]
     return digest(digests)
 
@@ -137,27 +140,24 @@ def transformer_parameters(spec: ModelSpec) -> int:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         for name, tensor in header.items():
             if name != "__metadata__":
-                size = 1
-                for extent in tensor["shape"]:
-                    size *= extent
-                count += size
+                count += math.prod(tensor["shape"])
     return count
 
 
 def _folder_spec(folder: Path) -> ModelSpec:
-    index = _json(folder / INDEX)
+    index = _json(folder / MODEL_INDEX)
     refuse_two_denoisers(str(folder), index)
-    family = family_of_class(str(index.get("transformer", ["", ""])[1]))
+    family = family_name_of(str(index.get("transformer", ["", ""])[1]))
     return ModelSpec(
         name=re.sub(r"[^\w.-]+", "-", folder.name),
         repo=str(folder),
         family=family,
-        gen=_default_gen(folder) if family == "cogvideox" else FAMILY_GEN[family],
+        gen=_cogvideox_gen(folder) if family == "cogvideox" else FAMILY_GEN[family],
         revision=folder_revision(folder),
     )
 
 
-def _default_gen(folder: Path) -> GenSpec:
+def _cogvideox_gen(folder: Path) -> GenSpec:
     transformer, vae = _json(folder / "transformer/config.json"), _json(folder / "vae/config.json")
     scale = 2 ** (len(vae["block_out_channels"]) - 1)
     return GenSpec(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from harness.spec import GenSpec, Prompt
 
-INDEX = "pool.json"
+POOL_INDEX = "pool.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +68,7 @@ class CalibrationPool:
     @classmethod
     def open(cls, folder: Path) -> CalibrationPool:
         """Open a recorded pool."""
-        facts = json.loads((folder / INDEX).read_text())
+        facts = json.loads((folder / POOL_INDEX).read_text())
         return cls(
             folder=folder,
             prompts=tuple(facts["prompts"]),
@@ -97,7 +97,7 @@ class CalibrationPool:
 
     def call(self, sample: Sample, device: torch.device | None = None) -> DenoiserCall:
         """Arguments of the denoiser at a candidate."""
-        index = json.loads((self.folder / INDEX).read_text())
+        index = json.loads((self.folder / POOL_INDEX).read_text())
         tensors = load_file(_call_path(self.folder, sample))
         tensors |= load_file(self.folder / f"p{sample.prompt:04d}" / "fixed.safetensors")
         arguments: dict[str, Any] = dict(index["constants"])
@@ -154,7 +154,7 @@ def record_pool(
         "constants": recorder.constants,
         "tuples": recorder.tuples,
     }
-    (folder / INDEX).write_text(json.dumps(facts, indent=1))
+    (folder / POOL_INDEX).write_text(json.dumps(facts, indent=1))
     return CalibrationPool.open(folder)
 
 

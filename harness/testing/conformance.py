@@ -24,7 +24,7 @@ from harness.bits import IDENTITY_WIDTH, BitSpec
 from harness.errors import CalibrationForbiddenError, UnsupportedError
 from harness.method import Method, QuantContext, QuantReport
 from harness.models.block_input import Sample
-from harness.models.families import family as family_by_name
+from harness.models.families import family_by_name
 from harness.models.families.base import target_linears
 from harness.models.trajectories import CalibrationPool, record_pool
 from harness.spec import Prompt

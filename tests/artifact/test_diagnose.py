@@ -16,7 +16,7 @@ from harness.artifact.diagnose import Diagnosis, denoiser_calls, diagnose
 from harness.cli.diagnose import diagnose as command
 from harness.errors import UsageError
 from harness.models.block_input import Sample
-from harness.models.families import family
+from harness.models.families import family_by_name as family
 from harness.models.families.base import linear_at, target_linears
 from harness.models.families.fold import fold_scale_
 from harness.models.trajectories import record_pool

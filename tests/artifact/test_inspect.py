@@ -192,14 +192,14 @@ def test_a_row_of_a_run_is_named_by_run_and_cell(tmp_path: Path) -> None:
 def test_an_artifact_with_its_model_is_checked_and_a_wrong_one_fails(
     tmp_path: Path, tiny_pipeline_folder: Path
 ) -> None:
-    from harness.models.families import family
+    from harness.models.families import family_by_name
     from harness.models.families.base import linear_at, target_linears
     from harness.quant.layers.apply import activation_of
     from harness.quant.layers.layers import replace_module_
     from harness.testing.conformance import tiny_pipeline
 
     model = copy.deepcopy(tiny_pipeline().transformer)
-    targets = target_linears(family("cogvideox"), model)
+    targets = target_linears(family_by_name("cogvideox"), model)
     for name, group in targets.items():
         spec = activation_of(group, ActivationSpec(bits=4))
         linear = quantize_linear(linear_at(model, name), WeightSpec(bits=4), spec)

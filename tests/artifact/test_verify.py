@@ -13,7 +13,7 @@ from torch import nn
 from harness.artifact.verify import verify
 from harness.bits import BitSpec
 from harness.errors import HarnessError
-from harness.models.families import family
+from harness.models.families import family_by_name
 from harness.models.families.base import linear_at, target_linears
 from harness.quant.layers.activation import ActivationSpec
 from harness.quant.layers.apply import activation_of
@@ -25,7 +25,7 @@ from harness.testing.conformance import tiny_pipeline
 if TYPE_CHECKING:
     from pathlib import Path
 
-FAMILY = family("cogvideox")
+FAMILY = family_by_name("cogvideox")
 PIPELINE = tiny_pipeline()
 VICTIM = "transformer_blocks.1.ff.net.2"
 

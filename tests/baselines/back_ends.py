@@ -11,7 +11,7 @@ from torch import nn
 
 from harness.bits import BitSpec
 from harness.method import QuantContext, resolve_options
-from harness.models.families import family
+from harness.models.families import family_by_name
 from harness.models.families.base import InputGroup
 from harness.quant.layers.library import LibraryLinear
 
@@ -57,7 +57,7 @@ def converted(
 def context(method: Method, bits: str, **options: Any) -> QuantContext:
     return QuantContext(
         bits=BitSpec.parse(bits), options=resolve_options(method, options),
-        family=family(FAMILY), device=torch.device("cpu"), data_free=True,
+        family=family_by_name(FAMILY), device=torch.device("cpu"), data_free=True,
     )  # fmt: skip
 
 

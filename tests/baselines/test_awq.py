@@ -132,12 +132,12 @@ def test_queries_and_keys_are_not_clipped(bench: Bench) -> None:
 def test_scales_lower_the_error_of_weights_that_read_large_channels(bench: Bench) -> None:
     import copy
 
-    from harness.models.families import family
+    from harness.models.families import family_by_name
     from harness.models.outliers import plant_outliers_
 
     pipeline = copy.copy(bench.pipeline)
     pipeline.register_modules(transformer=copy.deepcopy(bench.pipeline.transformer))
-    plant_outliers_(pipeline.transformer, family("cogvideox"))
+    plant_outliers_(pipeline.transformer, family_by_name("cogvideox"))
     hard = Bench(pipeline=pipeline, family="cogvideox", pool=bench.pool, folder=bench.folder)
     reports = [
         hard.quantize(AWQ(), {**QUICK, "scale": on}, "w3a16", f"scale-{on}")[2]

@@ -12,7 +12,7 @@ from torch import nn
 from baselines.bnb import BLOCK, BitsAndBytesNF4
 from harness.bits import BitSpec
 from harness.errors import UnsupportedError
-from harness.models.families import family
+from harness.models.families import family_by_name as family
 from harness.models.families.base import target_linears
 from harness.models.trajectories import record_pool
 from harness.quant.layers.library import LibraryLinear, installed_version

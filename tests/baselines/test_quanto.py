@@ -9,7 +9,7 @@ from torch import nn
 from baselines.quanto import Quanto, no_compiler
 from harness.bits import BitSpec
 from harness.errors import UnsupportedError
-from harness.models.families import family
+from harness.models.families import family_by_name as family
 from harness.models.families.base import target_linears
 from harness.quant.layers.library import LibraryLinear, installed_version
 from tests.baselines.back_ends import FAMILY, converted, error, miniature, one_layer

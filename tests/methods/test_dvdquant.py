@@ -17,7 +17,7 @@ from harness.artifact.verify import verify
 from harness.bits import BitSpec
 from harness.errors import CalibrationForbiddenError, UsageError
 from harness.method import QuantContext, QuantReport, resolve_options
-from harness.models.families import FAMILIES, family
+from harness.models.families import FAMILIES, family_by_name
 from harness.models.families.base import InputGroup
 from harness.quant.layers.artifact import load_artifact_
 from harness.quant.layers.hadamard import factors
@@ -132,7 +132,8 @@ def test_a_trajectory_without_change_and_one_of_two_steps_have_a_threshold() -> 
 
 def make_context(bits: str, sampler: Any = None, **options: Any) -> QuantContext:
     return QuantContext(
-        bits=BitSpec.parse(bits), options=DVDQuantOptions(**options), family=family("cogvideox"),
+        bits=BitSpec.parse(bits), options=DVDQuantOptions(**options),
+        family=family_by_name("cogvideox"),
         device=torch.device("cpu"), data_free=True, sampler=sampler,
     )  # fmt: skip
 

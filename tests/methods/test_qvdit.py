@@ -16,7 +16,7 @@ from harness.bits import BitSpec
 from harness.errors import UsageError
 from harness.method import QuantContext, QuantReport, resolve_options
 from harness.models.block_input import Sample
-from harness.models.families import family
+from harness.models.families import family_by_name
 from harness.models.trajectories import CalibrationPool, record_pool
 from harness.quant.layers.linear import QuantLinear
 from harness.testing.conformance import PROMPTS, TINY_GEN, make_bench, tiny_pipeline
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-FAMILY = family("cogvideox")
+FAMILY = family_by_name("cogvideox")
 
 
 @pytest.fixture(scope="module")

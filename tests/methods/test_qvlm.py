@@ -17,7 +17,7 @@ from harness.bits import BitSpec
 from harness.errors import UsageError
 from harness.method import QuantContext, QuantReport, resolve_options
 from harness.models.block_input import Sample
-from harness.models.families import family
+from harness.models.families import family_by_name
 from harness.models.trajectories import CalibrationPool, record_pool
 from harness.quant.calibration.capture import run_block
 from harness.quant.calibration.samples import uniform_samples
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-FAMILY = family("cogvideox")
+FAMILY = family_by_name("cogvideox")
 
 
 def naive_entropy(first: list[int], second: list[int]) -> float:
@@ -380,7 +380,7 @@ def test_a_longer_block_than_the_papers_is_refused() -> None:
 
 
 def test_the_linears_of_other_families_follow_their_nodes() -> None:
-    hunyuan = family("hunyuanvideo")
+    hunyuan = family_by_name("hunyuanvideo")
     found = nodes_of(hunyuan, tiny_pipeline(family="hunyuanvideo").transformer)
     dual = [[g.name for g in n.groups] for n in found if n.block == 0]
     assert dual == [
@@ -388,7 +388,7 @@ def test_the_linears_of_other_families_follow_their_nodes() -> None:
         ["ff_in", "ff_out", "text_ff_in", "text_ff_out"],
     ]  # fmt: skip
     assert [g.name for g in found[-1].groups] == ["attn_in", "attn_ff_out"]
-    wan = nodes_of(family("wan"), tiny_pipeline(family="wan").transformer)
+    wan = nodes_of(family_by_name("wan"), tiny_pipeline(family="wan").transformer)
     assert [g.name for g in wan[2].groups] == ["cross_q_in", "cross_text_in", "cross_out"]
 
 
@@ -399,7 +399,7 @@ def test_a_block_of_nodes_ends_where_streams_merge_or_tokens_are_rearranged(
     bench = make_bench(name, tmp_path)
     options = {"samples": 2, "search_samples": 2, "partition": "fixed"}
     transformer, artifact, report = bench.quantize(QVLM(), options, "w4a4", "fixed")
-    facts = family(name)
+    facts = family_by_name(name)
     nodes = nodes_of(facts, bench.pipeline.transformer)
     ends = []
     for k, (a, b) in enumerate(itertools.pairwise(nodes)):

@@ -13,7 +13,7 @@ from harness.bits import BitSpec
 from harness.errors import HarnessError
 from harness.method import QuantContext, QuantReport
 from harness.models.block_input import BlockInput, Sample
-from harness.models.families import family
+from harness.models.families import family_by_name
 from harness.models.trajectories import CalibrationPool, DenoiserCall, record_pool
 from harness.quant.layers.linear import QuantLinear, quantize_linear
 from harness.quant.learning.block_trainer import BlockTask, reconstruction_loss, train_block
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-FAMILY = family("cogvideox")
+FAMILY = family_by_name("cogvideox")
 
 
 @pytest.fixture(scope="module")

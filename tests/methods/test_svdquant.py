@@ -17,7 +17,7 @@ from harness.artifact.quantize import branch_bits, quantize
 from harness.bits import BitSpec
 from harness.errors import UsageError
 from harness.method import QuantContext, resolve_options
-from harness.models.families import family
+from harness.models.families import family_by_name
 from harness.models.trajectories import record_pool
 from harness.quant import (
     Hessian,
@@ -70,7 +70,7 @@ def make_tokens(seed: int = 1, count: int = 48) -> Tensor:
 def make_fit(block: nn.Module, x: Tensor, bits: str = "w4a4", **options: Any) -> SharedFit:
     context = QuantContext(
         bits=BitSpec.parse(bits), options=SVDQuantOptions(**{"group": 8, "rank": 4} | options),
-        family=family("cogvideox"), device=torch.device("cpu"),
+        family=family_by_name("cogvideox"), device=torch.device("cpu"),
     )  # fmt: skip
     hessian = Hessian(x.shape[1]) if context.options.rounding == "gptq" else None
     zeros = torch.zeros(x.shape[1])

@@ -14,7 +14,7 @@ from torch import nn
 from harness.bits import BitSpec
 from harness.method import QuantContext, QuantReport
 from harness.models.block_input import Sample
-from harness.models.families import family
+from harness.models.families import family_by_name
 from harness.models.trajectories import CalibrationPool, record_pool
 from harness.quant.layers import hadamard
 from harness.quant.layers.activation import ActivationSpec, quantize_activation
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-FAMILY = family("cogvideox")
+FAMILY = family_by_name("cogvideox")
 
 
 def naive_row(row: list[float], bits: int) -> list[float]:

@@ -14,7 +14,7 @@ from torch import nn
 from harness.bits import BitSpec
 from harness.errors import HarnessError, UsageError
 from harness.method import QuantContext, QuantReport, resolve_options
-from harness.models.families import family
+from harness.models.families import family_by_name
 from harness.models.trajectories import CalibrationPool, record_pool
 from harness.quant import Sample, SwitchedLinear, TimestepPolicy
 from harness.quant.layers.artifact import load_artifact_, save_artifact
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-FAMILY = family("cogvideox")
+FAMILY = family_by_name("cogvideox")
 
 
 @settings(deadline=None)
@@ -270,7 +270,7 @@ def test_mixed_precision_finds_the_layer_groups_of_other_families_and_verifies(
     name: str, groups: set[str], tmp_path: Path
 ) -> None:
     other = make_bench(name, tmp_path)
-    found = layers_of(family(name), other.pipeline.transformer)
+    found = layers_of(family_by_name(name), other.pipeline.transformer)
     assert {layer.group for layer in found} == groups
     by_name = {layer.name.partition(".")[0] + layer.name[-5:]: layer.group for layer in found}
     if name == "latte":

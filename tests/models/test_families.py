@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from harness.models.block_input import Sample
-from harness.models.families import FAMILIES, family, family_of_class
+from harness.models.families import FAMILIES, family_by_name, family_name_of
 from harness.models.families.base import target_linears
-from harness.models.sample import denoise, denoiser_step, initial_noise, sample
+from harness.models.sample import denoise, denoiser_step, initial_noise, sample_clip
 from harness.models.trajectories import record_pool
 from harness.quant.calibration.attention_mass import block_attention_mass
 from harness.quant.calibration.capture import run_block
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from harness.models.block_input import BlockInput
+    from harness.spec import GenSpec
 
 HEADS = 2
 BRANCHES = {"cogvideox": 2, "hunyuanvideo": 1, "wan": 2, "ltx": 2, "latte": 2}
@@ -36,7 +37,7 @@ def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @torch.no_grad()
 def walk(bench: Bench, given: BlockInput) -> Tensor:
     """The last block's video stream as the denoiser's output norm gets it."""
-    facts, transformer = family(bench.family), bench.pipeline.transformer
+    facts, transformer = family_by_name(bench.family), bench.pipeline.transformer
     for index, (_, block) in enumerate(facts.blocks(transformer)):
         given = facts.advance(transformer, index, given, run_block(block, facts, given))
     found = given.streams[facts.video_stream]
@@ -47,7 +48,7 @@ def walk(bench: Bench, given: BlockInput) -> Tensor:
 
 
 def test_every_linear_of_every_block_is_a_target_once(bench: Bench) -> None:
-    facts, transformer = family(bench.family), bench.pipeline.transformer
+    facts, transformer = family_by_name(bench.family), bench.pipeline.transformer
     inside = [
         f"{name}.{inner}"
         for name, block in facts.blocks(transformer)
@@ -55,11 +56,11 @@ def test_every_linear_of_every_block_is_a_target_once(bench: Bench) -> None:
         if isinstance(module, nn.Linear)
     ]
     assert sorted(target_linears(facts, transformer)) == sorted(inside)
-    assert family_of_class(type(transformer).__name__) == bench.family
+    assert family_name_of(type(transformer).__name__) == bench.family
 
 
 def test_the_blocks_in_turn_are_the_denoiser_for_all_branches_and_for_each(bench: Bench) -> None:
-    facts, transformer = family(bench.family), bench.pipeline.transformer
+    facts, transformer = family_by_name(bench.family), bench.pipeline.transformer
     seen: list[Tensor] = []
     handle = transformer.norm_out.register_forward_pre_hook(lambda m, a: seen.append(a[0]))
     bench.output(transformer)
@@ -94,13 +95,17 @@ def test_a_recorded_call_gives_what_the_sampler_got_the_conditional_branch_last(
         torch.testing.assert_close(found, torch.cat(exact), rtol=1e-4, atol=1e-4)
 
 
+def drawn(pipeline: Any, gen: GenSpec, seed: int) -> Tensor:
+    return initial_noise(pipeline, gen, torch.Generator().manual_seed(seed))
+
+
 def test_the_noise_is_the_same_whatever_the_denoiser_is_run_in(bench: Bench) -> None:
     gen = GENS[bench.family]
-    noise = initial_noise(bench.pipeline, gen, seed=5)
+    noise = drawn(bench.pipeline, gen, 5)
     half = MINIATURES[bench.family]().to(torch.bfloat16)
     assert noise.dtype == torch.float32
-    assert torch.equal(initial_noise(half, gen, seed=5), noise)
-    assert not torch.equal(initial_noise(half, gen, seed=6), noise)
+    assert torch.equal(drawn(half, gen, 5), noise)
+    assert not torch.equal(drawn(half, gen, 6), noise)
     first: list[Tensor] = []
     for pipeline in (bench.pipeline, half):
         handle = pipeline.transformer.register_forward_pre_hook(
@@ -114,7 +119,7 @@ def test_the_noise_is_the_same_whatever_the_denoiser_is_run_in(bench: Bench) -> 
 
 def test_the_same_seed_gives_the_same_clip(bench: Bench) -> None:
     gen = GENS[bench.family]
-    one, two = (sample(bench.pipeline, PROMPTS[0].text, gen, seed=2) for _ in range(2))
+    one, two = (sample_clip(bench.pipeline, PROMPTS[0].text, gen, seed=2) for _ in range(2))
     assert torch.equal(one.latents, two.latents)
     assert (one.frames == two.frames).all()
     assert one.frames.shape == (gen.frames, gen.height, gen.width, 3)
@@ -133,7 +138,7 @@ def test_one_step_for_timing_runs_all_branches(bench: Bench) -> None:
 
 def test_a_latent_is_cut_into_the_patches_that_are_embedded(bench: Bench) -> None:
     """A linear map of the tokens with the embedding's weights is what the denoiser embeds."""
-    facts, transformer = family(bench.family), bench.pipeline.transformer
+    facts, transformer = family_by_name(bench.family), bench.pipeline.transformer
     latent = bench.pool.latent(Sample(0, 1))
     tokens = facts.tokens(transformer, latent)
     names = {"cogvideox": "patch_embed.proj", "hunyuanvideo": "x_embedder.proj"}
@@ -155,7 +160,7 @@ def test_a_latent_is_cut_into_the_patches_that_are_embedded(bench: Bench) -> Non
 
 
 def test_frames_are_contiguous_runs_of_tokens(bench: Bench) -> None:
-    facts, transformer = family(bench.family), bench.pipeline.transformer
+    facts, transformer = family_by_name(bench.family), bench.pipeline.transformer
     arguments = bench.pool.call(Sample(0, 1)).arguments
     latent = bench.pool.latent(Sample(0, 1))
     cut = facts.frames(transformer, latent, arguments)
@@ -166,7 +171,7 @@ def test_frames_are_contiguous_runs_of_tokens(bench: Bench) -> None:
 
 
 def test_attention_mass_covers_the_tokens_that_attend_to_each_other(bench: Bench) -> None:
-    facts, transformer = family(bench.family), bench.pipeline.transformer
+    facts, transformer = family_by_name(bench.family), bench.pipeline.transformer
     (given,) = first_block_inputs(transformer, facts, bench.pool, [Sample(1, 1)])
     for index, (_, block) in enumerate(facts.blocks(transformer)):
         masses = block_attention_mass(block, facts, given)
@@ -193,7 +198,7 @@ def test_a_timestep_a_token_is_recorded_like_any_other(tmp_path: Path) -> None:
     )
     call = pool.call(Sample(0, 1))
     assert call.arguments["timestep"].shape == (2, 48)
-    facts = family("wan")
+    facts = family_by_name("wan")
     (whole,) = first_block_inputs(pipeline.transformer, facts, pool, [Sample(0, 1)])
     assert whole.fixed["temb"].ndim == 4
     assert whole.branch(1).fixed["temb"].shape[0] == 1

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.models.families import family
+from harness.models.families import family_by_name
 from harness.models.families.base import TableFold, ValueFold, linear_at
 from harness.models.families.fold import (
     fold_scale_,
@@ -123,7 +123,7 @@ def build(name: str) -> tuple[Any, nn.Module, dict[str, Any], float]:
     block = block.double().eval().requires_grad_(False)
     for value in block.parameters():
         nn.init.normal_(value, std=0.2)
-    return family(facts), block, arguments, tolerance
+    return family_by_name(facts), block, arguments, tolerance
 
 
 @torch.no_grad()
@@ -238,8 +238,8 @@ def test_a_saved_modulation_scale_is_put_back_and_does_not_add_hooks() -> None:
 
     built = MINIATURES["wan"]().transformer
     fresh = copy.deepcopy(built)
-    for _, block in family("wan").blocks(built):
-        for group in family("wan").groups(block):
+    for _, block in family_by_name("wan").blocks(built):
+        for group in family_by_name("wan").groups(block):
             if isinstance(group.fold, TableFold):
                 width = linear_at(block, group.linears[0]).in_features
                 fold_scale_(block, group, draw(width).abs().float() + 0.5)

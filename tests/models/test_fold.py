@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.models.families import family
+from harness.models.families import family_by_name
 from harness.models.families.fold import fold_scale_
 from harness.models.outliers import FRACTION, plant_outliers_
 
-FAMILY = family("cogvideox")
+FAMILY = family_by_name("cogvideox")
 
 
 @pytest.fixture

@@ -124,7 +124,7 @@ def test_a_model_with_two_denoisers_is_refused_with_the_reason(tmp_path: Path) -
 def test_a_saved_miniature_is_loaded_and_samples_in_half_precision(
     name: str, tmp_path: Path
 ) -> None:
-    from harness.models.sample import sample
+    from harness.models.sample import sample_clip
     from harness.testing.miniatures import GENS
 
     MINIATURES[name]().save_pretrained(tmp_path / "model", max_shard_size="20KB")
@@ -134,6 +134,6 @@ def test_a_saved_miniature_is_loaded_and_samples_in_half_precision(
     pipeline = load_pipeline(spec, device="cpu", dtype="bfloat16")
     expected = torch.float32 if name == "wan" else torch.bfloat16
     assert pipeline.vae.dtype == expected
-    made = sample(pipeline, "a red circle moves", GENS[name], seed=1)
+    made = sample_clip(pipeline, "a red circle moves", GENS[name], seed=1)
     assert made.frames.shape == (GENS[name].frames, 32, 32, 3)
     assert bool(torch.isfinite(made.latents).all())

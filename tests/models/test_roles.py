@@ -137,9 +137,7 @@ def test_a_linear_is_found_by_its_qualified_name_and_another_is_refused() -> Non
     )
     assert group.purpose("blocks.0.attn2.to_k") == "key"
     assert group.stream_of("blocks.0.to_v") == "text"
-    with pytest.raises(
-        ValueError, match=r"attn1\.to_k' is no linear"
-    ):
+    with pytest.raises(ValueError, match=r"attn1\.to_k' is no linear"):
         group.purpose("blocks.0.attn1.to_k")
     with pytest.raises(ValueError, match="no linear"):
         group.stream_of("not_to_v")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from harness.models.block_input import BlockInput, Sample
-from harness.models.families import family
+from harness.models.families import family_by_name
 from harness.models.families.base import InputGroup, linear_at
 from harness.quant.calibration.capture import run_block
 from harness.quant.layers.activation import ActivationSpec
@@ -17,7 +17,7 @@ from harness.quant.layers.layers import replace_module_
 from harness.quant.layers.linear import WeightSpec, quantize_linear
 from harness.quant.rounding.smoothing import apply_scale_, smoothing_scale, summarise_inputs
 
-FAMILY = family("cogvideox")
+FAMILY = family_by_name("cogvideox")
 
 
 @settings(deadline=None)

@@ -15,7 +15,7 @@ from torch import nn
 from harness.bits import BitSpec
 from harness.method import QuantContext
 from harness.models.block_input import BlockInput, Sample
-from harness.models.families import family as family_by_name
+from harness.models.families import family_by_name
 from harness.models.families.base import linear_at
 from harness.models.trajectories import CalibrationPool, record_pool
 from harness.quant.calibration.samples import uniform_samples
