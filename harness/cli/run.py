@@ -168,9 +168,11 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def _print_plan(console: Any, prepared: Prepared, store: Any) -> None:
     from rich.table import Table
 
+    from harness.plan.why import made_again
     from harness.report.terminal import print_whole
 
     plan, guess = prepared.plan, prepared.guess
+    again = made_again(plan, store)
     table = Table(box=None, pad_edge=False)
     for head in ("cell", "quantize", "clips to make", "clips found", "note"):
         table.add_column(head)
@@ -178,7 +180,8 @@ def _print_plan(console: Any, prepared: Prepared, store: Any) -> None:
         found = len(planned.task.clips) - planned.missing_clips
         quantize = "yes" if planned.needs_quantizing else "-"
         row = [planned.cell.id, quantize, str(planned.missing_clips), str(found)]
-        table.add_row(*row, planned.unsupported)
+        why = again.get(planned.cell.id, "")
+        table.add_row(*row, planned.unsupported or (f"again: {why}" if why else ""))
     print_whole(table, console)
     lines = [f"record calibration: {name}" for name in plan.pools]
     lines += [f"judge {name}: {count} values" for name, count in plan.scores.items()]
