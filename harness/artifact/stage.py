@@ -24,7 +24,7 @@ REPORT = "report.json"
 TOOLKIT = ("harness.quant", "harness.method", "harness.bits")
 _WORK = "harness.artifact.quantize"
 _FAMILIES = "harness.models.families"
-_FAMILY_PARTS = (f"{_FAMILIES}.base", f"{_FAMILIES}.fold", f"{_FAMILIES}.latent")
+_FAMILY_PARTS = tuple(f"{_FAMILIES}.{n}" for n in ("base", "fold", "fold_targets", "latent"))
 SAMPLER = ("harness.models.sample", "harness.models.load", "harness.models.outliers")
 """What decides how a pipeline is opened and sampled."""
 

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.models.block_input import Sample
-from harness.models.families.base import ModulationFold, ValueFold, target_linears
+from harness.models.families.base import target_linears
+from harness.models.families.fold_targets import ModulationFold, ValueFold
 from harness.quant.layers.layers import quantized_layers
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from harness.models.families.base import Family, ModulationFold, TableFold, linear_at
+from harness.models.families.base import Family, linear_at
 from harness.models.families.fold import fold_scale_
+from harness.models.families.fold_targets import ModulationFold, TableFold
 
 FRACTION = 0.02
 """Share of the channels that are planted, in both norms of every block; chosen here, not measured

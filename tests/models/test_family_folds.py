@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from harness.models.families import family_by_name
-from harness.models.families.base import TableFold, ValueFold, linear_at
+from harness.models.families.base import linear_at
 from harness.models.families.fold import (
     fold_scale_,
     restore_modulation_scales_,
     scale_columns_,
 )
+from harness.models.families.fold_targets import TableFold, ValueFold
 
 if TYPE_CHECKING:
     from collections.abc import Callable

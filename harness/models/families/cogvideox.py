@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from harness.models.families.base import Family, InputGroup, ModulationFold, ValueFold
+from harness.models.families.base import Family, InputGroup
+from harness.models.families.fold_targets import ModulationFold, ValueFold
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

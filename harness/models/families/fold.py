@@ -15,14 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.models.families import family_by_name, family_name_of
-from harness.models.families.base import (
-    InputGroup,
-    ModulationFold,
-    NormFold,
-    TableFold,
-    ValueFold,
-    linear_at,
-)
+from harness.models.families.base import InputGroup, linear_at
+from harness.models.families.fold_targets import ModulationFold, NormFold, TableFold, ValueFold
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -12,7 +12,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from harness.models.families.base import Family, InputGroup, TableFold, ValueFold
+from harness.models.families.base import Family, InputGroup
+from harness.models.families.fold_targets import TableFold, ValueFold
 from harness.models.families.latent import patch_frames, patch_tokens
 
 if TYPE_CHECKING:

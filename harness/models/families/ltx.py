@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from harness.models.families.base import Family, InputGroup, TableFold, ValueFold
+from harness.models.families.base import Family, InputGroup
+from harness.models.families.fold_targets import TableFold, ValueFold
 from harness.models.families.latent import patch_tokens
 
 if TYPE_CHECKING:
