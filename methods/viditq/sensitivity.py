@@ -21,8 +21,17 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from harness.api import QuantContext
-    from harness.quant import Family, InputGroup
+    from harness.quant import Family, InputGroup, Role
     from methods.viditq.metrics import Metric
+
+
+CROSS_ATTENTION: tuple[Role, ...] = (
+    "cross_attention_query",
+    "cross_attention_text",
+    "cross_attention_image",
+    "cross_attention_out",
+)
+FEED_FORWARD_ALONE: tuple[Role, ...] = ("feed_forward_in", "feed_forward_out")
 
 
 def is_feed_forward(group: InputGroup) -> bool:
@@ -31,12 +40,12 @@ def is_feed_forward(group: InputGroup) -> bool:
     An input that an attention shares (HunyuanVideo's single blocks) is the attention's: it takes
     one scale and one rotation for both.
     """
-    return group.role in ("feed_forward_in", "feed_forward_out")
+    return group.role in FEED_FORWARD_ALONE
 
 
 def is_cross_attention(group: InputGroup) -> bool:
-    """Whether an input belongs to the attention from the video to the text."""
-    return group.role.startswith("cross_attention")
+    """Whether an input belongs to an attention from the video to what conditions it."""
+    return group.role in CROSS_ATTENTION
 
 
 def layer_group(family: Family, group: InputGroup) -> str:

@@ -30,6 +30,32 @@ def _modulated(shift: int) -> TableFold:
     )
 
 
+_SELF = (
+    InputGroup(
+        name="attn_in", role="attention_in",
+        linears=("attn1.to_q", "attn1.to_k", "attn1.to_v"), fold=_modulated(0),
+    ),
+    InputGroup(
+        name="attn_out", role="attention_out", linears=("attn1.to_out.0",),
+        fold=ValueFold(linears=("attn1.to_v",)),
+    ),
+)  # fmt: skip
+_TEXT = InputGroup(
+    name="cross_text_in", role="cross_attention_text", stream="text",
+    linears=("attn2.to_k", "attn2.to_v"),
+)  # fmt: skip
+_IMAGE = InputGroup(
+    name="cross_image_in", role="cross_attention_image", stream="image",
+    linears=("attn2.add_k_proj", "attn2.add_v_proj"),
+)  # fmt: skip
+_FF = (
+    InputGroup(
+        name="ff_in", role="feed_forward_in", linears=("ffn.net.0.proj",), fold=_modulated(3)
+    ),
+    InputGroup(name="ff_out", role="feed_forward_out", linears=("ffn.net.2",)),
+)
+
+
 class Wan(Family):
     """Facts about ``WanTransformer3DModel``."""
 
@@ -54,42 +80,16 @@ class Wan(Family):
         values: tuple[str, ...] = ("attn2.to_v",)
         image: tuple[InputGroup, ...] = ()
         if getattr(block.attn2, "add_k_proj", None) is not None:
-            keys = ("attn2.add_k_proj", "attn2.add_v_proj")
-            values = (*values, keys[1])
-            image = (
-                InputGroup(
-                    name="cross_image_in", role="cross_attention_image", stream="image",
-                    linears=keys,
-                ),
-            )  # fmt: skip
-        return (
-            InputGroup(
-                name="attn_in", role="attention_in",
-                linears=("attn1.to_q", "attn1.to_k", "attn1.to_v"), fold=_modulated(0),
-            ),
-            InputGroup(
-                name="attn_out", role="attention_out", linears=("attn1.to_out.0",),
-                fold=ValueFold(linears=("attn1.to_v",)),
-            ),
-            InputGroup(
-                name="cross_q_in", role="cross_attention_query", linears=("attn2.to_q",),
-                fold=NormFold(norm="norm2") if affine else None,
-            ),
-            InputGroup(
-                name="cross_text_in", role="cross_attention_text", stream="text",
-                linears=("attn2.to_k", "attn2.to_v"),
-            ),
-            *image,
-            InputGroup(
-                name="cross_out", role="cross_attention_out", linears=("attn2.to_out.0",),
-                fold=ValueFold(linears=values),
-            ),
-            InputGroup(
-                name="ff_in", role="feed_forward_in", linears=("ffn.net.0.proj",),
-                fold=_modulated(3),
-            ),
-            InputGroup(name="ff_out", role="feed_forward_out", linears=("ffn.net.2",)),
+            values, image = ("attn2.to_v", "attn2.add_v_proj"), (_IMAGE,)
+        query = InputGroup(
+            name="cross_q_in", role="cross_attention_query", linears=("attn2.to_q",),
+            fold=NormFold(norm="norm2") if affine else None,
         )  # fmt: skip
+        out = InputGroup(
+            name="cross_out", role="cross_attention_out", linears=("attn2.to_out.0",),
+            fold=ValueFold(linears=values),
+        )  # fmt: skip
+        return (*_SELF, query, _TEXT, *image, out, *_FF)
 
     def tokens(self, transformer: nn.Module, latent: Tensor) -> Tensor:
         """Patchify ``[1, channels, frames, height, width]``."""
