@@ -62,6 +62,7 @@ class BitsAndBytesNF4(Method):
 
     name = "bnb-nf4"
     Options = BitsAndBytesOptions
+    libraries = (LIBRARY,)
     reproduction = Reproduction(
         title="QLoRA: Efficient Finetuning of Quantized LLMs (the NF4 data type)",
         source="arXiv 2305.14314",

@@ -45,6 +45,7 @@ class Quanto(Method):
 
     name = "quanto"
     Options = TargetOptions
+    libraries = (LIBRARY,)
     reproduction = Reproduction(
         title="optimum-quanto: qint8 and qint4 weights",
         source="the package optimum-quanto",

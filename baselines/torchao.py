@@ -73,6 +73,7 @@ class TorchAOInt8(Method):
 
     name = "torchao-int8"
     Options = TargetOptions
+    libraries = (LIBRARY,)
     reproduction = Reproduction(
         title="torchao: Int8DynamicActivationInt8WeightConfig, granularity per row",
         source="the package torchao",
@@ -106,6 +107,7 @@ class TorchAOInt4WeightOnly(Method):
 
     name = "torchao-int4wo"
     Options = TorchAOInt4Options
+    libraries = (LIBRARY,)
     reproduction = Reproduction(
         title="torchao: Int4WeightOnlyConfig, tile_packed_to_4d",
         source="the package torchao",
@@ -152,6 +154,7 @@ class TorchAOFloat8(Method):
 
     name = "torchao-fp8"
     Options = TargetOptions
+    libraries = (LIBRARY,)
     reproduction = Reproduction(
         title="torchao: Float8DynamicActivationFloat8WeightConfig, granularity per row",
         source="the package torchao",

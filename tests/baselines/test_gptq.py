@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from baselines.gptq import GPTQ, GPTQOptions
+from baselines.gptq import GPTQ
 from harness.errors import UsageError
+from harness.method import resolve_options
 from harness.models.families.base import linear_at
 from harness.quant.layers.grid import decode, encode, expand, weight_grid
 from harness.quant.layers.linear import QuantLinear
@@ -97,4 +98,4 @@ def test_act_order_with_groups_keeps_the_grids_of_the_untouched_weights(bench: B
 @pytest.mark.parametrize("wrong", [{"percdamp": 0.0}, {"inputs": "half"}, {"samples": 0}])
 def test_options_that_cannot_be_meant_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError):
-        GPTQOptions(**wrong)  # type: ignore[arg-type]
+        resolve_options(GPTQ(), wrong)

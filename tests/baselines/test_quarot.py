@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from baselines.quarot import QuaRot, QuaRotOptions, round_rotated
+from baselines.quarot import QuaRot, round_rotated
 from baselines.rtn import RTN
 from harness.errors import UsageError
+from harness.method import resolve_options
 from harness.quant.layers.activation import ActivationSpec
 from harness.quant.layers.grid import expand
 from harness.quant.layers.linear import QuantLinear
@@ -120,12 +121,12 @@ def test_gptq_and_rounding_to_nearest_share_their_grids_and_differ_in_codes(benc
 def test_planted_outliers_hurt_it_less_than_plain_rounding(bench: Bench) -> None:
     import copy
 
-    from harness.models.families import family
+    from harness.models.families import family_by_name
     from harness.models.outliers import plant_outliers_
 
     pipeline = copy.copy(bench.pipeline)
     pipeline.register_modules(transformer=copy.deepcopy(bench.pipeline.transformer))
-    plant_outliers_(pipeline.transformer, family("cogvideox"))
+    plant_outliers_(pipeline.transformer, family_by_name("cogvideox"))
     hard = Bench(pipeline=pipeline, family="cogvideox", pool=bench.pool, folder=bench.folder)
     rotated = hard.quantize(QuaRot(), QUICK, "w8a4", "hard")[0]
     plain = hard.quantize(RTN(), {}, "w8a4", "hard")[0]
@@ -144,6 +145,6 @@ def test_the_report_says_that_ranges_are_cut_at_eight_bits_too(bench: Bench) -> 
 
 def test_options_that_cannot_be_meant_are_refused() -> None:
     with pytest.raises(UsageError):
-        QuaRotOptions(clip=1.2)
+        resolve_options(QuaRot(), {"clip": 1.2})
     with pytest.raises(UsageError):
-        QuaRotOptions(rounding="up")
+        resolve_options(QuaRot(), {"rounding": "up"})

@@ -12,13 +12,13 @@ from torch import nn
 
 from baselines.torchao import (
     TorchAOFloat8,
-    TorchAOInt4Options,
     TorchAOInt4WeightOnly,
     TorchAOInt8,
 )
 from harness.bits import BitSpec
 from harness.errors import HarnessError, UsageError
-from harness.models.families import family
+from harness.method import resolve_options
+from harness.models.families import family_by_name as family
 from harness.models.families.base import target_linears
 from harness.quant.layers.library import LibraryLinear, installed_version, low_bit_product
 from tests.baselines.back_ends import FAMILY, context, converted, error, miniature, one_layer
@@ -84,7 +84,7 @@ def test_a_run_on_the_cpu_of_a_machine_with_a_gpu_is_refused(method: Method) -> 
 
 def test_a_group_that_torchao_cannot_pack_is_refused() -> None:
     with pytest.raises(UsageError, match="48"):
-        TorchAOInt4Options(group=48)
+        resolve_options(TorchAOInt4WeightOnly(), {"group": 48})
 
 
 def naive_int8(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 
 from harness.bits import BitSpec
 from harness.errors import UsageError
-from harness.method import Method, QuantContext, QuantReport
+from harness.method import Method, QuantContext, QuantReport, resolve_options
 from harness.models.block_input import Sample
-from harness.models.families import family
+from harness.models.families import family_by_name
 from harness.models.trajectories import CalibrationPool, record_pool
 from harness.testing.conformance import PROMPTS, TINY_GEN, tiny_pipeline
 from methods.flatquant.method import FlatQuant, FlatQuantOptions, random_samples
@@ -38,7 +39,7 @@ def quantized(
     transformer = copy.deepcopy(bench[0])
     ctx = QuantContext(
         bits=BitSpec.parse("w4a6"), options=method.Options(samples=5, epochs=2, **options),
-        family=family("cogvideox"), device=torch.device("cpu"), pool=bench[1],
+        family=family_by_name("cogvideox"), device=torch.device("cpu"), pool=bench[1],
     )  # fmt: skip
     report = method.quantize_(transformer, ctx)
     return transformer.state_dict(), report
@@ -63,8 +64,9 @@ def test_it_is_s2q_without_salient_data_and_token_weights(
 
 def test_every_default_that_s2q_has_too_is_the_same() -> None:
     flat, s2q = FlatQuantOptions(), S2QOptions()
-    shared = set(FlatQuantOptions.__slots__) - {"selection"}
-    assert shared <= set(S2QOptions.__slots__)
+    own, theirs = ({f.name for f in fields(kind)} for kind in (FlatQuantOptions, S2QOptions))
+    shared = own - {"selection"}
+    assert shared <= theirs
     for name in sorted(shared):
         assert getattr(flat, name) == getattr(s2q, name), name
 
@@ -105,4 +107,4 @@ def test_random_samples_are_distinct_and_reach_every_candidate(tmp_path: Path) -
 )
 def test_what_cannot_be_meant_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        FlatQuantOptions(**options)
+        resolve_options(FlatQuant(), options)

@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from harness.errors import UsageError
-from harness.models.families import family
+from harness.method import resolve_options
+from harness.models.families import family_by_name as family
 from harness.models.families.base import target_linears
 from harness.quant.calibration.samples import uniform_samples
 from harness.quant.layers.activation import ActivationSpec, quantize_activation
 from harness.quant.layers.linear import QuantLinear
 from harness.testing.conformance import make_bench
 from methods.qdit.group_search import GroupSearch, bit_operations
-from methods.qdit.method import QDiT, QDiTOptions
+from methods.qdit.method import QDiT
 from tests.tiny_bench import QUICK
 
 if TYPE_CHECKING:
@@ -155,4 +156,4 @@ def test_the_loss_of_a_configuration_does_not_depend_on_what_was_tried_before(
 @pytest.mark.parametrize("wrong", [{"sizes": ()}, {"sizes": (0,)}, {"bitops": 0.5}, {"group": 0}])
 def test_options_that_cannot_be_meant_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError):
-        QDiTOptions(**wrong)  # type: ignore[arg-type]
+        resolve_options(QDiT(), wrong)
