@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         InputGroup as InputGroup,
         Role as Role,
         linear_at as linear_at,
+        target_groups as target_groups,
         target_linears as target_linears,
     )
     from harness.models.trajectories import CalibrationPool as CalibrationPool
@@ -64,10 +65,8 @@ if TYPE_CHECKING:
     )
     from harness.quant.layers.apply import (
         activation_of as activation_of,
-        block_groups as block_groups,
         layer_reports as layer_reports,
         quantize_linears_ as quantize_linears_,
-        targets as targets,
     )
     from harness.quant.layers.grid import (
         SCALE_FLOOR as SCALE_FLOOR,
@@ -193,7 +192,6 @@ _HOMES = {
     "apply_scales_": "harness.quant.rounding.smoothing",
     "attach_policy_": "harness.quant.layers.policy",
     "block_attention_mass": "harness.quant.calibration.attention_mass",
-    "block_groups": "harness.quant.layers.apply",
     "branch_turns": "harness.quant.calibration.capture",
     "channel_absmax": "harness.quant.calibration.statistics",
     "channel_absmax_by_step": "harness.quant.calibration.statistics",
@@ -241,8 +239,8 @@ _HOMES = {
     "storable": "harness.quant.layers.grid",
     "stored_grid": "harness.quant.layers.linear",
     "summarise_inputs": "harness.quant.calibration.statistics",
+    "target_groups": "harness.models.families.base",
     "target_linears": "harness.models.families.base",
-    "targets": "harness.quant.layers.apply",
     "token_gains": "harness.quant.layers.low_rank",
     "token_weights": "harness.quant.calibration.attention_mass",
     "train_block": "harness.quant.learning.block_trainer",

@@ -35,12 +35,12 @@ from harness.quant import (
     Walk,
     apply_scales_,
     block_attention_mass,
-    block_groups,
     channel_absmax_by_step,
     choose_samples,
     linear_at,
     pool_salience,
     shortage,
+    target_groups,
     token_weights,
     uniform_samples,
     weight_absmax,
@@ -183,7 +183,7 @@ class _Run:
 
     def balance_(self, block: nn.Module, inputs: Sequence[BlockInput]) -> None:
         """Balance a block and fold what can be folded, in place, before its targets are taken."""
-        groups = block_groups(self.family, block, self.options.modulation)
+        groups = target_groups(self.family, block, self.options.modulation)
         scales = self.channel_wise_salience_balancing(block, groups, inputs)
         self.online = apply_scales_(block, groups, scales)
 

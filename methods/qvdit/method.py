@@ -45,7 +45,7 @@ from harness.quant import (
     linear_at,
     replace_module_,
     shortage,
-    targets,
+    target_linears,
     uniform_samples,
 )
 from methods.qvdit.budget import (
@@ -158,7 +158,7 @@ class _Run:
     def __init__(self, transformer: nn.Module, ctx: QuantContext) -> None:
         self.transformer, self.ctx = transformer, ctx
         self.options: QVDiTOptions = ctx.options
-        self.targets = targets(ctx.family, transformer, ctx.options.modulation)
+        self.targets = target_linears(ctx.family, transformer, ctx.options.modulation)
         self.iterations = training_iterations(self.options.iterations, ctx.bits.w)
         if ctx.bits.is_identity:  # learned corrections off
             self.iterations = 0

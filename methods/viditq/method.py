@@ -34,7 +34,7 @@ from harness.quant import (
     quantize_linear,
     replace_module_,
     storable,
-    targets,
+    target_linears,
 )
 from methods.viditq.allocation import RAISED
 from methods.viditq.metrics import MetricName
@@ -120,7 +120,7 @@ class _Run:
         self.transformer, self.ctx = transformer, ctx
         self.options: ViDiTQOptions = ctx.options
         self.generator = ctx.generator(salt=1)
-        self.groups = targets(ctx.family, transformer, self.options.modulation)
+        self.groups = target_linears(ctx.family, transformer, self.options.modulation)
         self.transforms: dict[str, list[nn.Module]] = {}
 
     def quantize_(self) -> QuantReport:

@@ -242,11 +242,35 @@ def linear_at(root: nn.Module, name: str) -> nn.Linear:
     return module
 
 
-def target_linears(family: Family, transformer: nn.Module) -> dict[str, InputGroup]:
-    """Every linear that a method has to quantize, by qualified name, with its group."""
+def target_groups(family: Family, block: nn.Module, modulation: str = "w") -> list[InputGroup]:
+    """Input groups of a block whose linears a method has to quantize.
+
+    Args:
+        family: Facts.
+        block: The block.
+        modulation: ``w`` counts modulation linears in, ``fp`` leaves them out.
+
+    Raises:
+        ValueError: Another value of ``modulation``.
+    """
+    if modulation not in ("w", "fp"):
+        raise ValueError(f"modulation is {modulation!r}, expected w or fp")
+    return [g for g in family.groups(block) if modulation == "w" or not g.modulation]
+
+
+def target_linears(
+    family: Family, transformer: nn.Module, modulation: str = "w"
+) -> dict[str, InputGroup]:
+    """Every linear that a method has to quantize, by qualified name, with its group.
+
+    Args:
+        family: Facts.
+        transformer: The denoiser.
+        modulation: As in ``target_groups``.
+    """
     return {
         f"{name}.{linear}": group
         for name, block in family.blocks(transformer)
-        for group in family.groups(block)
+        for group in target_groups(family, block, modulation)
         for linear in group.linears
     }

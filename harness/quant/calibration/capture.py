@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from harness.models.block_input import BlockInput
+from harness.options import Branches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -76,9 +77,6 @@ def each_first_block_input(
         )
 
 
-BRANCHES = ("both", "alternate", "cond")
-
-
 def branch_turns(samples: Sequence[Sample], branches: int, rule: str) -> list[int | None]:
     """Which guidance branch every sample keeps; None for all of them.
 
@@ -99,7 +97,7 @@ def branch_turns(samples: Sequence[Sample], branches: int, rule: str) -> list[in
             taken.append(turns[sample.step] % branches)
             turns[sample.step] += 1
         return taken
-    raise ValueError(f"unknown branch rule {rule!r}; known: {', '.join(BRANCHES)}")
+    raise ValueError(f"unknown branch rule {rule!r}; known: {', '.join(get_args(Branches))}")
 
 
 def run_block(block: nn.Module, family: Family, given: BlockInput) -> dict[str, Tensor]:

@@ -5,13 +5,12 @@ S2Q-VDiT (arXiv 2508.04016), sec. 3.2 and table 6.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from harness.models.block_input import Sample
-from harness.quant.calibration.samples import shortage  # noqa: F401
 
 if TYPE_CHECKING:
     from harness.models.families.base import Family
@@ -20,9 +19,8 @@ if TYPE_CHECKING:
 Selection = Literal["sds", "c_diff", "c_quant", "atop", "atfp", "rtfp"]
 """Rules of table 6, as ``choose_samples`` has them."""
 Norm = Literal["fro", "spectral"]
-RULES = ("sds", "c_diff", "c_quant", "atop", "atfp", "rtfp")
-NORMS: dict[str, str | int] = {"fro": "fro", "spectral": 2}
-FIVE = 5  # prompts of the atfp and rtfp rows, S2Q-VDiT table 6
+_ORDERS: dict[str, str | int] = {"fro": "fro", "spectral": 2}
+_FIVE = 5  # prompts of the atfp and rtfp rows, S2Q-VDiT table 6
 
 
 class Salience(NamedTuple):
@@ -51,7 +49,7 @@ def quantization_salience(tokens: Tensor, norm: str = "fro") -> float:
         norm: ``fro`` or ``spectral``; the paper writes ||.||_2.
     """
     gram = tokens.double().T @ tokens.double()
-    return float(torch.linalg.matrix_norm(gram, ord=NORMS[norm]))
+    return float(torch.linalg.matrix_norm(gram, ord=_ORDERS[norm]))
 
 
 def pool_salience(
@@ -102,7 +100,7 @@ def choose_samples(
         }
         order = scores[rule].flatten().argsort(descending=True, stable=True)[:count]
         return sorted(Sample(*divmod(int(i), pool.steps)) for i in order)
-    prompts = 1 if rule == "atop" else min(FIVE, len(pool.prompts))
+    prompts = 1 if rule == "atop" else min(_FIVE, len(pool.prompts))
     candidates = [Sample(p, t) for p in range(prompts) for t in range(pool.steps)]
     count = min(count, len(candidates))
     if rule in ("atop", "atfp"):
@@ -110,5 +108,7 @@ def choose_samples(
     elif rule == "rtfp":
         chosen = torch.randperm(len(candidates), generator=generator)[:count].sort().values
     else:
-        raise ValueError(f"unknown selection rule {rule!r}; known: {', '.join(RULES)}")
+        raise ValueError(
+            f"unknown selection rule {rule!r}; known: {', '.join(get_args(Selection))}"
+        )
     return [candidates[i] for i in chosen.tolist()]

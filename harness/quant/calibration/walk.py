@@ -16,12 +16,12 @@ import torch
 
 from harness.method import SIMULATED, QuantContext, QuantReport
 from harness.models.block_input import BlockInput
-from harness.models.families.base import linear_at
+from harness.models.families.base import linear_at, target_groups
 from harness.quant.calibration.capture import branch_turns, each_first_block_input, run_block
 from harness.quant.calibration.hessian import linear_hessians, output_error
 from harness.quant.calibration.samples import shortage, uniform_samples
 from harness.quant.calibration.spill import SpilledInputs
-from harness.quant.layers.apply import block_groups, layer_reports
+from harness.quant.layers.apply import layer_reports
 from harness.quant.layers.layers import QuantizedLayer, replace_module_
 from harness.quant.layers.linear import QuantLinear, transformed_weight
 
@@ -173,7 +173,7 @@ class Walk:
             targets = self._spill(folder / f"{index}-targets", self._run(block, inputs))
             yield WalkedBlock(
                 index=index, name=name, block=block,
-                groups=block_groups(self.ctx.family, block, self._modulation),
+                groups=target_groups(self.ctx.family, block, self._modulation),
                 inputs=inputs, targets=targets, given=given, walk=self,
             )  # fmt: skip
             passed = targets
@@ -211,7 +211,6 @@ class Walk:
         *,
         passes: int = 0,
         steps: int = 0,
-        errors: Iterable[tuple[str, float]] = (),
         notes: Sequence[str] = (),
         curves: Mapping[str, list[float]] | None = None,
         mixed: str = "",
@@ -222,7 +221,6 @@ class Walk:
             passes: Passes of the samples through every block that the consumer added to the
                 walk's own (targets, and the quantized prefix where it is asked for).
             steps: Training steps a block, one sample each.
-            errors: Relative output errors by qualified name, where ``replace_`` did not take them.
             notes: What a reader of the table must know, besides a shortage of the samples that the
                 walk took by itself.
             curves: Named series.
@@ -233,7 +231,7 @@ class Walk:
         spent = ((own + passes) * len(self.samples) + steps) * self._branches
         return QuantReport(
             execution=SIMULATED,
-            layers=layer_reports(self._transformer, (*self.errors.items(), *errors)),
+            layers=layer_reports(self._transformer, self.errors.items()),
             calibration_clips=len(pool.prompts),
             calibration_forwards=pool.forwards + spent,
             calibration_samples=len(self.samples),

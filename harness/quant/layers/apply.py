@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from harness.bits import IDENTITY_WIDTH
 from harness.method import SIMULATED, LayerReport, QuantContext, QuantReport
-from harness.models.families.base import Family, InputGroup, linear_at
-from harness.options import Modulation
+from harness.models.families.base import InputGroup, linear_at, target_linears
 from harness.quant.layers.activation import ActivationSpec
 from harness.quant.layers.layers import QuantizedLayer, quantized_layers, replace_module_
 
@@ -16,44 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from torch import nn
-
-MODULATION = ("w", "fp")
-"""What becomes of modulation linears: nominal weight width, or full precision (ablation)."""
-
-
-def block_groups(family: Family, block: nn.Module, modulation: str = "w") -> list[InputGroup]:
-    """Input groups of a block whose linears are quantized.
-
-    Args:
-        family: Facts.
-        block: The block.
-        modulation: ``w`` counts modulation linears in, ``fp`` leaves them out.
-
-    Raises:
-        ValueError: Another value of ``modulation``.
-    """
-    if modulation not in get_args(Modulation):
-        raise ValueError(f"modulation is {modulation!r}, expected one of {get_args(Modulation)}")
-    return [g for g in family.groups(block) if modulation == "w" or not g.modulation]
-
-
-def targets(family: Family, transformer: nn.Module, modulation: str = "w") -> dict[str, InputGroup]:
-    """Target linears by qualified name.
-
-    Args:
-        family: Facts.
-        transformer: The denoiser.
-        modulation: ``w`` counts modulation linears in, ``fp`` leaves them out.
-
-    Raises:
-        ValueError: Another value of ``modulation``.
-    """
-    return {
-        f"{name}.{linear}": group
-        for name, block in family.blocks(transformer)
-        for group in block_groups(family, block, modulation)
-        for linear in group.linears
-    }
 
 
 def activation_of(group: InputGroup, spec: ActivationSpec) -> ActivationSpec:
@@ -71,7 +32,7 @@ def quantize_linears_(
 
     This is all that a method needs which treats each linear on its own.
     """
-    found = targets(ctx.family, transformer, modulation)
+    found = target_linears(ctx.family, transformer, modulation)
     for i, (name, group) in enumerate(found.items()):
         replace_module_(transformer, name, make(linear_at(transformer, name), group))
         ctx.progress((i + 1) / len(found), name)

@@ -14,7 +14,6 @@ from harness.method import LayerReport
 from harness.quant.layers import transform as known_transforms
 from harness.quant.layers.activation import ActivationSpec, quantize_activation
 from harness.quant.layers.grid import Affine, decode, encode, expand, storable, weight_grid
-from harness.quant.layers.group_size import fitting_group  # noqa: F401
 from harness.quant.layers.layers import QuantizedLayer, compact, dtype_name, under
 from harness.quant.layers.low_rank import LowRank
 from harness.quant.layers.pack import pack, unpack

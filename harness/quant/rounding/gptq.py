@@ -7,11 +7,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from harness.quant.calibration.hessian import (  # noqa: F401
-    Hessian,
-    linear_hessians,
-    output_error,
-)
 from harness.quant.layers.grid import Affine, decode, encode, expand, storable, weight_grid
 
 if TYPE_CHECKING:

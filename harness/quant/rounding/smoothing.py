@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from harness.models.families.fold import fold_scale_
-from harness.quant.calibration.statistics import InputSummary, summarise_inputs  # noqa: F401
 from harness.quant.layers.grid import storable
 from harness.quant.layers.transform import ChannelScale
 

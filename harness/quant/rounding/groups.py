@@ -1,3 +1,0 @@
-"""Until the last import is gone."""
-
-from harness.quant.layers.group_size import group_note  # noqa: F401
