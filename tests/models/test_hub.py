@@ -79,7 +79,7 @@ def test_short_names_and_their_ids_are_the_same_model(monkeypatch: pytest.Monkey
 
     def index(repo: str, file: str, revision: str | None = None) -> Path:
         del repo
-        assert (file, revision) == (hub.INDEX, COMMIT)
+        assert (file, revision) == (hub.MODEL_INDEX, COMMIT)
         path = home() / "index.json"
         path.write_text('{"transformer": ["diffusers", "CogVideoXTransformer3DModel"]}')
         return path
