@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import csv
 import os
 import re
@@ -13,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -38,11 +40,12 @@ def test_every_package_in_the_tree_is_named_in_pyproject_and_no_other():
 def test_every_entry_point_can_be_loaded():
     from importlib.metadata import EntryPoint
 
-    points = PROJECT["project"]["entry-points"]["harness.methods"]
-    assert set(points) >= {"s2q", "ptq4dit", "rtn", "rtn-gptq", "fp", "control"}
-    for name, value in points.items():
-        method = EntryPoint(name=name, value=value, group="harness.methods").load()
-        assert method.name == name
+    groups = PROJECT["project"]["entry-points"]
+    assert set(groups["harness.methods"]) >= {"s2q", "ptq4dit", "rtn", "rtn-gptq", "fp", "control"}
+    assert set(groups["harness.metrics"]) >= {"fidelity", "lpips", "oracle"}
+    for group, points in groups.items():
+        for name, value in points.items():
+            assert EntryPoint(name=name, value=value, group=group).load().name == name
 
 
 def test_the_readme_has_the_test_command_that_ci_runs():
@@ -86,18 +89,64 @@ def test_every_experiment_file_names_known_methods_and_options(path):
         seen.add(variant)
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])
-def test_links_between_pages_lead_somewhere(page):
-    text = (ROOT / page).read_text(encoding="utf-8")
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
-        assert ((ROOT / page).parent / target).exists(), target
-
-
 def test_the_licence_is_whole_and_the_declared_one():
     text = (ROOT / "LICENSE").read_text(encoding="utf-8")
     assert "Apache License" in text
     assert "END OF TERMS AND CONDITIONS" in text
     assert PROJECT["project"]["license"] == "Apache-2.0"
+
+
+def ci_linters() -> list[str]:
+    """Commands of the steps "lint" and "types" of .ci/run, without the environment's folder."""
+    text = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    steps = dict(re.findall(r'^step "([^"]+)"\n(.*?)(?=^step |\Z)', text, re.DOTALL | re.MULTILINE))
+    lines = f"{steps['lint']}\n{steps['types']}".splitlines()
+    return [line.removeprefix(".venv/bin/") for line in lines if line]
+
+
+def tox_commands(name: str) -> list[str]:
+    tox = configparser.ConfigParser()
+    tox.read(ROOT / "tox.ini", encoding="utf-8")
+    return tox[name]["commands"].strip().splitlines()
+
+
+def test_commit_hooks_and_tox_run_the_linters_of_continuous_integration():
+    wanted = ci_linters()
+    assert "mypy" in wanted
+    assert tox_commands("testenv:lint") + tox_commands("testenv:type") == wanted
+    text = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    hooks = [hook for repo in yaml.safe_load(text)["repos"] for hook in repo["hooks"]]
+    assert [hook["entry"] for hook in hooks] == wanted
+    for hook in hooks:  # the environment's own, on the whole tree: one version, one answer
+        assert hook["language"] == "system"
+        assert hook["pass_filenames"] is False
+
+
+def test_everything_that_tox_and_the_hooks_call_comes_with_the_dev_extra():
+    extras = PROJECT["project"]["optional-dependencies"]
+    own = re.compile(rf"{PROJECT['project']['name']}\[(.*)\]")
+    waiting, found = ["dev"], set()
+    while waiting:
+        for wanted in extras[waiting.pop()]:
+            if inner := own.fullmatch(wanted):
+                waiting += inner[1].split(",")
+            else:
+                found.add(re.split(r"[\[<>=!~ ]", wanted)[0])
+    calls = {line.split()[0] for line in [*ci_linters(), *tox_commands("testenv:docs")]}
+    distributions = {"lint-imports": "import-linter"}
+    assert {distributions.get(name, name) for name in calls} | {"pre-commit", "tox"} <= found
+
+
+def test_tox_and_the_classifiers_name_the_same_pythons():
+    tox = configparser.ConfigParser()
+    tox.read(ROOT / "tox.ini", encoding="utf-8")
+    tested = re.findall(r"\bpy3(\d+)\b", tox["tox"]["env_list"])
+    begin = "Programming Language :: Python :: 3."
+    named = [c.removeprefix(begin) for c in PROJECT["project"]["classifiers"] if begin in c]
+    assert tested == named
+    assert PROJECT["project"]["requires-python"] == f">=3.{named[0]}"
+    assert PROJECT["tool"]["ruff"]["target-version"] == f"py3{named[0]}"
+    assert PROJECT["tool"]["mypy"]["python_version"] == f"3.{named[0]}"
 
 
 def test_the_ci_script_can_be_executed():
