@@ -15,7 +15,8 @@ from typing import Any
 
 from harness.generate.generate import FACTS_FILE, LATENTS_FILE, LOSSLESS_FILE, MP4_FILE
 from harness.measure.measure import MEASURE_FILE
-from harness.score.scorers import SCORE_FILE, SCORERS, score_key
+from harness.score.registry import load_scorer
+from harness.score.scorer import SCORE_FILE
 from harness.store.lifeline import die_with
 from harness.store.store import Store
 from harness.task import CellTask, Job, MeasureTask, PoolTask
@@ -101,13 +102,13 @@ def cell(task: CellTask, store: Store) -> None:
         clip = store.find("clip", one.clip.key)
         assert clip is not None
         reference = store.find("clip", one.reference) if one.reference else None
-        for scorer in (SCORERS[name] for name in task.scorers):
+        for scorer in (load_scorer(name) for name in task.scorers):
             if scorer.paired and reference is None:
                 continue
-            wanted_score = score_key(scorer, one.prompt, clip, reference)
+            wanted_score = scorer.key(one.prompt, clip, reference)
             if store.find("score", wanted_score.key) is None:
                 with store.build("score", wanted_score.key, wanted_score.inputs) as folder:
-                    values = dict.fromkeys(scorer.metrics, 1.0)
+                    values = {metric.name: 1.0 for metric in scorer.metrics}
                     (folder / SCORE_FILE).write_text(json.dumps({"values": values, "failed": ""}))
 
 

@@ -6,7 +6,6 @@ It is computed where the weights of its backbone are on the disk; they are never
 from __future__ import annotations
 
 import os
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,7 +46,6 @@ class LPIPS(Scorer):
         return {"lpips": lpips(clip.frames(), reference.frames())}
 
 
-@cache
 def lpips_missing() -> str:
     """Why LPIPS is not computed, empty where it is; finds out without importing torch."""
     if not package_version("torchvision"):
@@ -60,19 +58,6 @@ def lpips_missing() -> str:
     return ""
 
 
-def lpips_unavailable() -> str:
-    """Why LPIPS cannot be computed here, in one line; empty where it can. Never downloads."""
-    import torch
-
-    try:
-        from torchvision.models import AlexNet_Weights
-    except ImportError:
-        return "torchvision is not installed (pip install 'vdit-quant-harness[lpips]')"
-    name = Path(AlexNet_Weights.IMAGENET1K_V1.url).name
-    path = Path(torch.hub.get_dir()) / "checkpoints" / name
-    return "" if path.is_file() else f"AlexNet weights are not at {path}"
-
-
 def lpips(frames: np.ndarray, frames_fp: np.ndarray) -> float:
     """LPIPS of a clip against its reference, mean over frames.
 
@@ -83,7 +68,7 @@ def lpips(frames: np.ndarray, frames_fp: np.ndarray) -> float:
     Raises:
         HarnessError: The backbone's weights are not on this machine.
     """
-    reason = lpips_unavailable()
+    reason = lpips_missing()
     if reason:
         raise HarnessError(f"lpips cannot be computed: {reason}", "leave lpips out, or fetch it")
     import torch

@@ -188,6 +188,8 @@ class _Rows:
             "clip_latency_iqr_s": 0.021,
             "peak_bytes": 812e6,
         }
+        if fast < 1:
+            measured["step_speedup"] = 1 / fast
         return found + [self.one(m, v, **detail) for m, v in measured.items()]
 
 

@@ -9,7 +9,8 @@ from harness.errors import HarnessError, UsageError
 from harness.report import columns as col
 from harness.report.build import build_table
 from harness.report.table import parts
-from harness.spec import Status
+from harness.report.values import Values
+from harness.spec import COST, FIDELITY, OTHER, QUALITY, Status
 from harness.store.records import load_run
 from tests.report.example import KERNEL, PROMPTS, cell_id, make_run
 
@@ -33,7 +34,7 @@ def text(table, title, cell, key):
 
 def test_blocks_come_as_quality_fidelity_cost(tmp_path):
     table = build_table(make_run(tmp_path))
-    assert [b.title for b in table.blocks] == [col.QUALITY, col.FIDELITY, col.COST]
+    assert [b.title for b in table.blocks] == [QUALITY, FIDELITY, COST]
 
 
 def test_reference_rows_come_first_and_widths_stay_together(tmp_path):
@@ -48,7 +49,7 @@ def test_the_mean_is_that_of_the_prompts_after_averaging_seeds(tmp_path):
     run = make_run(tmp_path, seeds=(0, 1, 2))
     cell = cell_id("s2q", "w4a6")
     values = [r.value for r in run.records if r.cell == cell and r.metric == "psnr_db"]
-    found = entry(build_table(run), col.FIDELITY, cell, "psnr_db")
+    found = entry(build_table(run), FIDELITY, cell, "psnr_db")
     assert found.value == pytest.approx(sum(values) / len(values))
     assert found.n == len(PROMPTS)
     assert found.low < found.value < found.high
@@ -58,7 +59,7 @@ def test_only_a_separated_winner_is_bold_and_its_runner_up_underlined(tmp_path):
     table = build_table(make_run(tmp_path))
     marks = {
         line.label: parts_of.mark
-        for line in block(table, col.FIDELITY).lines
+        for line in block(table, FIDELITY).lines
         if line.bits == "w4a6"
         for parts_of in [line.entries[0]]
     }
@@ -67,14 +68,14 @@ def test_only_a_separated_winner_is_bold_and_its_runner_up_underlined(tmp_path):
 
 def test_lower_is_better_where_the_metric_says_so(tmp_path):
     table = build_table(make_run(tmp_path))
-    assert entry(table, col.FIDELITY, cell_id("s2q", "w4a6"), "latent_error").mark == "best"
+    assert entry(table, FIDELITY, cell_id("s2q", "w4a6"), "latent_error").mark == "best"
 
 
 def test_a_tie_at_the_top_marks_nobody(tmp_path):
     run = make_run(tmp_path)
     tied = tuple(c for c in run.cells if c.label in ("fp", "rtn", "rtn-gptq") and c.bits != "w4a4")
     table = build_table(dataclasses.replace(run, cells=tied))
-    lines = [line for line in block(table, col.FIDELITY).lines if not line.unquantized]
+    lines = [line for line in block(table, FIDELITY).lines if not line.unquantized]
     assert [line.entries[0].mark for line in lines] == ["", ""]
 
 
@@ -94,7 +95,7 @@ def test_the_difference_to_fp_is_paired_by_prompt(tmp_path):
         for cell in (cell_id("s2q", "w4a6"), cell_id("fp", "fp"))
     }
     mine, base = by_cell.values()
-    found = entry(table, col.QUALITY, cell_id("s2q", "w4a6"), "margin_all_minus_fp")
+    found = entry(table, QUALITY, cell_id("s2q", "w4a6"), "margin_all_minus_fp")
     assert found.value == pytest.approx(sum(mine[p] - base[p] for p in mine) / len(mine))
     assert found.mark == "differs"
     assert found.p_holm < 0.05
@@ -103,7 +104,7 @@ def test_the_difference_to_fp_is_paired_by_prompt(tmp_path):
 def test_control_is_a_noise_floor_and_gets_no_adjusted_p(tmp_path):
     found = entry(
         build_table(make_run(tmp_path)),
-        col.QUALITY,
+        QUALITY,
         cell_id("control", "fp"),
         "oracle_all_minus_fp",
     )
@@ -113,7 +114,7 @@ def test_control_is_a_noise_floor_and_gets_no_adjusted_p(tmp_path):
 
 def test_fp_has_no_fidelity_to_itself(tmp_path):
     table = build_table(make_run(tmp_path))
-    assert text(table, col.FIDELITY, cell_id("fp", "fp"), "psnr_db").main == "reference"
+    assert text(table, FIDELITY, cell_id("fp", "fp"), "psnr_db").main == "reference"
     assert not table.notes
 
 
@@ -121,9 +122,9 @@ def test_a_simulated_row_shows_no_latency_no_memory_and_no_gain(tmp_path):
     table = build_table(make_run(tmp_path))
     cell = cell_id("s2q", "w4a6")
     for metric in ("step_latency_s", "clip_latency_s", "peak_bytes"):
-        found = entry(table, col.COST, cell, metric)
+        found = entry(table, COST, cell, metric)
         assert (found.text, found.value, found.spread) == ("simulated", None, None)
-    assert "step_speedup" not in [c.key for c in block(table, col.COST).columns]
+    assert "step_speedup" not in [c.key for c in block(table, COST).columns]
     assert any(r.startswith("simulated") for r in table.remarks)
 
 
@@ -132,10 +133,10 @@ def test_a_kernel_row_shows_its_latency_and_its_gain_over_fp(tmp_path):
     run = make_run(tmp_path, kernel_row=cell)
     table = build_table(run)
     assert next(c for c in run.cells if c.id == cell).execution == KERNEL
-    assert text(table, col.COST, cell, "step_latency_s").main == "21.1"
-    assert text(table, col.COST, cell, "step_latency_s").spread == "±0.8"
-    assert entry(table, col.COST, cell, "step_speedup").value == pytest.approx(2.0)
-    assert entry(table, col.COST, cell_id("rtn", "w4a6"), "step_speedup").value is None
+    assert text(table, COST, cell, "step_latency_s").main == "21.1"
+    assert text(table, COST, cell, "step_latency_s").spread == "±0.8"
+    assert entry(table, COST, cell, "step_speedup").value == pytest.approx(2.0)
+    assert entry(table, COST, cell_id("rtn", "w4a6"), "step_speedup").value is None
 
 
 def test_a_record_marked_simulated_is_not_shown_even_in_a_kernel_row(tmp_path):
@@ -145,13 +146,13 @@ def test_a_record_marked_simulated_is_not_shown_even_in_a_kernel_row(tmp_path):
         dataclasses.replace(c, execution=KERNEL) if c.id == cell else c for c in run.cells
     )
     table = build_table(dataclasses.replace(run, cells=cells))
-    assert entry(table, col.COST, cell, "step_latency_s").text == "simulated"
+    assert entry(table, COST, cell, "step_latency_s").text == "simulated"
 
 
 def test_layers_stand_with_their_share_of_the_weights(tmp_path):
     run = make_run(tmp_path)
     cell = cell_id("rtn", "w4a6")
-    assert text(build_table(run), col.COST, cell, "layers_quantized").main == "60/60 (100 %)"
+    assert text(build_table(run), COST, cell, "layers_quantized").main == "60/60 (100 %)"
 
     def share(value):
         records = tuple(
@@ -159,7 +160,7 @@ def test_layers_stand_with_their_share_of_the_weights(tmp_path):
             for r in run.records
         )
         table = build_table(dataclasses.replace(run, records=records))
-        return text(table, col.COST, cell, "layers_quantized").main
+        return text(table, COST, cell, "layers_quantized").main
 
     assert share(0.961) == "60/60 (96.1 %)"
     assert share(0.99999) == "60/60 (<100 %)"
@@ -204,7 +205,7 @@ def test_missing_prompts_are_told_in_a_footnote(tmp_path):
     kept = tuple(r for r in run.records if not (r.cell == cell and r.prompt in lost))
     table = build_table(dataclasses.replace(run, records=kept))
     assert ("a", "s2q w4a6: 13 of 16 prompts") in table.notes
-    assert entry(table, col.FIDELITY, cell, "psnr_db").notes == ("a",)
+    assert entry(table, FIDELITY, cell, "psnr_db").notes == ("a",)
 
 
 def test_a_value_that_failed_is_named_with_its_reason(tmp_path):
@@ -217,13 +218,13 @@ def test_a_value_that_failed_is_named_with_its_reason(tmp_path):
         for r in run.records
     )
     table = build_table(dataclasses.replace(run, records=broken))
-    assert entry(table, col.FIDELITY, cell, "latent_error").text == "error"
+    assert entry(table, FIDELITY, cell, "latent_error").text == "error"
     assert ("a", "latent_error of s2q w4a6: error: latents are not finite") in table.notes
 
 
 def test_a_metric_skipped_everywhere_has_no_column_but_a_remark(tmp_path):
     table = build_table(make_run(tmp_path))
-    assert "lpips" not in [c.key for c in block(table, col.FIDELITY).columns]
+    assert "lpips" not in [c.key for c in block(table, FIDELITY).columns]
     assert "lpips skipped: AlexNet weights are not on disk" in table.remarks
 
 
@@ -235,14 +236,14 @@ def test_an_unknown_metric_appears_under_its_own_name(tmp_path):
         if r.metric == "latent_error"
     )
     table = build_table(dataclasses.replace(run, records=run.records + extra))
-    found = block(table, col.OTHER)
+    found = block(table, OTHER)
     assert [c.title for c in found.columns] == ["flow error"]
-    assert entry(table, col.OTHER, cell_id("s2q", "w4a6"), "flow_error").mark == "best"
+    assert entry(table, OTHER, cell_id("s2q", "w4a6"), "flow_error").mark == "best"
 
 
 def test_one_prompt_has_a_mean_without_interval_or_mark(tmp_path):
     table = build_table(make_run(tmp_path, prompts=PROMPTS[:1]))
-    found = entry(table, col.FIDELITY, cell_id("s2q", "w4a6"), "psnr_db")
+    found = entry(table, FIDELITY, cell_id("s2q", "w4a6"), "psnr_db")
     assert (found.low, found.high, found.mark) == (None, None, "")
 
 
@@ -315,8 +316,14 @@ def test_every_number_in_the_table_is_finite(tmp_path):
                 assert all(v is None or math.isfinite(v) for v in (e.value, e.low, e.high))
 
 
-def test_significant_digits_keep_their_zeros():
-    error = next(c for c in col.CATALOGUE if c.metric == "latent_error")
+def column(tmp_path, metric, kind=col.MEAN):
+    run = make_run(tmp_path)
+    columns = col.columns_of(col.known_metrics(run), Values.of(run))
+    return next(c for c in columns if c.metric == metric and c.kind == kind)
+
+
+def test_significant_digits_keep_their_zeros(tmp_path):
+    error = column(tmp_path, "latent_error")
     assert [error.number(v) for v in (0.004, 0.0126, 123.4, 2e-10)] == [
         "0.00400",
         "0.0126",
@@ -325,8 +332,8 @@ def test_significant_digits_keep_their_zeros():
     ]
 
 
-def test_numbers_are_never_minus_zero_and_differences_carry_a_sign():
-    points = next(c for c in col.CATALOGUE if c.kind == col.DELTA)
+def test_numbers_are_never_minus_zero_and_differences_carry_a_sign(tmp_path):
+    points = column(tmp_path, "oracle_all", col.DELTA)
     assert points.number(-0.00001) == "0.0"
     assert points.number(0.125) == "+12.5"
     assert points.number(-0.125) == "-12.5"

@@ -85,12 +85,3 @@ def test_half_precision_latents_do_not_overflow():
 def test_what_cannot_be_compared_is_refused_with_a_reason(frames, found):
     with pytest.raises(HarnessError):
         fidelity.fidelity(frames, clip(), found, latents())
-
-
-def test_lpips_without_weights_gives_a_reason_and_downloads_nothing(monkeypatch, tmp_path):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    reason = fidelity.lpips_unavailable()
-    assert reason
-    with pytest.raises(HarnessError, match="lpips cannot be computed"):
-        fidelity.lpips(clip(), clip())
-    assert list(tmp_path.iterdir()) == []

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from harness.score.vbench_scorer import Bench
+from harness.score.vbench_judge import VBenchJudge
 from harness.store.provenance import Device
 
 CPU, CUDA = Device(id="cpu", name="some processor"), Device(id="cuda", name="some card")
 
 
-def bench(device: Device, precision: str) -> Bench:
-    return Bench(
+def judge(device: Device, precision: str) -> VBenchJudge:
+    return VBenchJudge(
         python=Path("python"),
         versions={"vbench": "0.1.5"},
         weights=Path("weights"),
@@ -37,6 +37,6 @@ def bench(device: Device, precision: str) -> Bench:
     ],
 )
 def test_a_value_says_in_which_precision_it_was_computed(device, precision, dimension, said):
-    line = bench(device, precision).line(dimension)
+    line = judge(device, precision).line(dimension)
     assert line.startswith("vbench 0.1.5, weights ")
     assert line.endswith(said)

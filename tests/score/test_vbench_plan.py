@@ -263,7 +263,7 @@ def test_a_broken_judge_is_an_error_only_where_somebody_asked_for_it(place: Path
     registered.parent.mkdir(parents=True, exist_ok=True)
     registered.write_text(f'{{"python": "{place / "gone"}"}}')
     quiet = prepare(resolve(ExperimentFile(), flags(place)), Store())
-    assert any("no longer works" in text for text in quiet.plan.judging.remarks)
+    assert any("no longer works" in text for text in quiet.plan.vbench.remarks)
     asked = resolve(ExperimentFile(), flags(place, metrics=("vbench-8",)))
     with pytest.raises(Exception, match="no longer works"):
         prepare(asked, Store())

@@ -12,7 +12,7 @@ from harness.plan.plan import make_plan
 from harness.report.build import build_table
 from harness.report.csv import comma_separated
 from harness.report.terminal import footer
-from harness.score.units import unit
+from harness.score.registry import builtin_metrics
 from harness.spec import Status
 from harness.store.store import Store
 from harness.vbench.dimensions import CLOSENESS, DIMENSIONS, EIGHT
@@ -76,7 +76,7 @@ def test_a_suite_of_vbench_asks_for_its_own_dimensions_and_clips(place: Path) ->
     experiment = resolve(file(place), flags(place, suite="vbench-8"))
     plan = make_plan(experiment, Store())
     assert experiment.limit is None
-    assert plan.judging.wanted == EIGHT
+    assert plan.vbench.wanted == EIGHT
     assert len(plan.cells[0].task.clips) == 251
     cells = len(plan.cells)
     per_cell = {n: plan.scores[n] // cells for n in EIGHT}
@@ -87,8 +87,8 @@ def test_a_suite_of_vbench_asks_for_its_own_dimensions_and_clips(place: Path) ->
     }
     full = make_plan(resolve(file(place), flags(place, suite="vbench-full")), Store())
     assert len(full.cells[0].task.clips) == 871 * 5 + 75 * 25
-    flickering = [p for p, n in full.judging.per_prompt.items() if "temporal_flickering" in n]
-    assert all("static_filter" in full.judging.per_prompt[p] for p in flickering)
+    flickering = [p for p, n in full.vbench.per_prompt.items() if "temporal_flickering" in n]
+    assert all("static_filter" in full.vbench.per_prompt[p] for p in flickering)
     with pytest.raises(UsageError, match="cannot be cut"):
         make_plan(resolve(file(place), flags(place, suite="vbench-8", limit=3)), Store())
     own = make_plan(resolve(file(place), flags(place, suite="vbench-8", seeds=(4, 5))), Store())
@@ -118,7 +118,7 @@ def test_a_whole_set_of_official_aggregates_gives_the_totals_and_nothing_less_do
 def test_filtered_flickering_completes_the_totals(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.score.vbench_records.filters_static", lambda suite: True)
+    monkeypatch.setattr("harness.score.vbench_plan.filters_static", lambda suite: True)
     write_weights(*DIMENSIONS, "static_filter")
     versions = {"detectron2": "0.6"}
     info = place / "VBench_full_info.json"
@@ -168,11 +168,15 @@ def test_values_that_no_row_has_are_explained_under_the_table(place: Path) -> No
     assert lines.count("motion_smoothness error: has 2 frames, needs 3") == 1
 
 
+def direction(name: str) -> str:
+    return next(metric.better for metric in builtin_metrics() if metric.name == name)
+
+
 @pytest.mark.parametrize("name", [*CLOSENESS, FLICKER, "clip_temp", "clip_temp_evalcrafter"])
 def test_what_a_broken_clip_can_lead_has_no_better_direction(name: str) -> None:
-    assert unit(name)[1] == "none"
+    assert direction(name) == "none"
 
 
 @pytest.mark.parametrize("name", ["imaging_quality", "official_scene", "color_strict", "clipsim"])
 def test_the_other_dimensions_are_better_the_higher(name: str) -> None:
-    assert unit(name)[1] == "higher"
+    assert direction(name) == "higher"

@@ -11,7 +11,7 @@ from harness.plan.experiment import resolve
 from harness.plan.plan import make_plan
 from harness.report.build import build_table
 from harness.report.terminal import footer
-from harness.score.distance import fvd_to_reference
+from harness.score.fvd import FrechetDistance
 from harness.spec import Status
 from harness.store.keys import Keyed
 from harness.store.store import Store
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from harness.task import ClipTask
+    from harness.task import CellTask, ClipTask
 
 __all__ = ["place"]
 
@@ -49,30 +49,33 @@ def test_the_distance_of_a_row_is_of_the_features_of_all_its_clips(
     chance = np.random.default_rng(0)
     drawn: dict[str, list[float]] = {}
 
-    def features_of(store: Store, wanted: ClipTask, key: str) -> list[float]:
-        del store, wanted
-        return drawn.setdefault(key, chance.normal(size=4).tolist())
+    def stored(scorer: FrechetDistance, store: Store, clip: str) -> list[float]:
+        del scorer, store
+        return drawn.setdefault(clip, chance.normal(size=4).tolist())
 
-    monkeypatch.setattr("harness.score.distance._features", features_of)
+    def clips(store: Store, task: CellTask) -> list[tuple[ClipTask, str, str]]:
+        del store
+        return [(wanted, wanted.clip.key, wanted.reference) for wanted in task.clips]
+
+    monkeypatch.setattr("harness.score.fvd.clips_of", clips)
+    monkeypatch.setattr(FrechetDistance, "_stored", stored)
     experiment = resolve(file(place), flags(place, metrics=("none",)))
-    plan = make_plan(experiment, Store())
-    toy = plan.cells[1]
+    toy = make_plan(experiment, Store()).cells[1].task
     many = dataclasses.replace(
-        toy.task,
+        toy,
         clips=tuple(
             dataclasses.replace(
-                toy.task.clips[0],
+                toy.clips[0],
                 clip=Keyed(key=f"own {i}", inputs={}),
                 reference=f"reference {i}",
             )
             for i in range(1000)
         ),
     )
-    found = fvd_to_reference(dataclasses.replace(toy, task=many), Store())
-    assert 0 < found["value"] < 0.5
-    monkeypatch.setattr(
-        "harness.score.distance._features",
-        lambda store, wanted, key: [] if key == "own 3" else [1.0],
-    )
-    lost = fvd_to_reference(dataclasses.replace(toy, task=many), Store())
-    assert (lost["value"], lost["detail"]) == (None, "999 of 1000 clips have features")
+    (found,) = FrechetDistance().values(Store(), many, {})
+    assert found.value is not None
+    assert 0 < found.value < 0.5
+    assert (found.metric, found.prompt) == ("fvd_r3d18_to_fp", "")
+    drawn["own 3"] = []
+    (lost,) = FrechetDistance().values(Store(), many, {})
+    assert (lost.value, lost.detail) == (None, "999 of 1000 clips have features")
