@@ -6,20 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.models.families.base import InputGroup
+from harness.quant.calibration.hessian import Hessian, output_error
 from harness.quant.layers.activation import ActivationSpec
 from harness.quant.layers.grid import Affine, decode, encode, expand, weight_grid
 from harness.quant.layers.linear import WeightSpec
 from harness.quant.layers.transform import Hadamard
-from harness.quant.rounding.gptq import (
-    Hessian,
-    gptq,
-    gptq_current_groups,
-    linear_hessians,
-    output_error,
-)
+from harness.quant.rounding.gptq import gptq, gptq_current_groups
 from harness.quant.rounding.gptq_linear import gptq_linear
-from tests.quant.test_smoothing import FAMILY, block_and_inputs, seen_by
 
 
 def naive_gptq(weight: Tensor, hessian: Tensor, grid: Affine, bits: int, damp: float) -> Tensor:
@@ -90,11 +83,6 @@ def test_a_channel_that_is_never_active_does_not_break_it() -> None:
     codes = gptq(weight, hessian.matrix(), weight_grid(weight, 4), 4)
     assert bool(torch.isfinite(codes).all())
     assert bool((codes[:, 5] == 0).all())
-
-
-def test_a_hessian_without_inputs_is_refused() -> None:
-    with pytest.raises(ValueError, match="no input"):
-        Hessian(4).matrix()
 
 
 def skewed(rows: int, width: int, seed: int) -> Tensor:
@@ -211,18 +199,6 @@ def test_a_group_that_does_not_divide_the_width_is_refused() -> None:
         gptq_current_groups(torch.randn(2, 10), torch.eye(10).double(), 4, group=4)
 
 
-def test_the_output_error_is_that_of_the_outputs() -> None:
-    x = correlated(60, 12, 8)
-    hessian = Hessian(12)
-    hessian.add(x)
-    weight = torch.randn(5, 12, generator=torch.Generator().manual_seed(8))
-    rounded = (weight * 2).round() / 2
-    exact = x.double() @ weight.double().T
-    wrong = x.double() @ rounded.double().T - exact
-    expected = float(wrong.square().sum() / exact.square().sum())
-    assert output_error(weight, rounded, hessian.matrix()) == pytest.approx(expected, rel=1e-5)
-
-
 @pytest.mark.parametrize("group", [0, 8])
 def test_a_rounded_linear_beats_rounding_to_nearest_behind_its_transform(group: int) -> None:
     torch.manual_seed(0)
@@ -242,16 +218,3 @@ def test_a_rounded_linear_beats_rounding_to_nearest_behind_its_transform(group: 
     assert float(error) < nearest
     said = output_error(mapped, made.dequantized(), hessian.matrix())
     assert said == pytest.approx(float(error), rel=1e-3)
-
-
-@pytest.mark.parametrize("split", [True, False])
-def test_linears_of_a_split_group_have_hessians_of_their_own_tokens(split: bool) -> None:
-    block, inputs = block_and_inputs()
-    names = ("attn1.to_q", "ff.net.0.proj")
-    group = InputGroup(name="both", role="attention_out", linears=names, split=split)
-    turn = Hadamard.random(32, torch.Generator().manual_seed(1))
-    found = linear_hessians(block, FAMILY, [group], {"both": [turn]}, inputs)
-    for name in names:
-        x = turn(seen_by(block, name if split else names[0], inputs))
-        torch.testing.assert_close(found[name].float(), 2 * x.T @ x / len(x), rtol=1e-4, atol=1e-4)
-    assert (found[names[0]] is found[names[1]]) != split

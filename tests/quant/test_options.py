@@ -9,7 +9,6 @@ import pytest
 from harness.errors import UsageError
 from harness.method import resolve_options
 from harness.plan import registry
-from harness.quant.options import check_choice, check_range
 
 REFUSED = [
     *[("rtn", o) for o in ({"group": -1}, {"modulation": "w4"})],
@@ -54,12 +53,27 @@ def test_the_defaults_are_allowed(name: str) -> None:
 
 def test_the_nearest_word_is_suggested() -> None:
     with pytest.raises(UsageError) as caught:
-        check_choice("norm", "spectrl", ("fro", "spectral"))
+        resolve_options(registry.load_method("s2q"), {"norm": "spectrl"})
     assert "did you mean spectral?" in caught.value.hint
 
 
 def test_the_ends_of_a_range_belong_to_it() -> None:
-    check_range("lambda_min", 0, 0, 1)
-    check_range("lambda_min", 1, 0, 1)
+    method = registry.load_method("s2q")
+    assert resolve_options(method, {"lambda_min": 0}).lambda_min == 0
+    assert resolve_options(method, {"lambda_min": 1}).lambda_min == 1
     with pytest.raises(UsageError, match="out of range"):
-        check_range("lambda_min", 1.0001, 0, 1)
+        resolve_options(method, {"lambda_min": 1.0001})
+
+
+def test_of_numbers_the_known_ones_are_named() -> None:
+    method = registry.load_method("torchao-int4wo")
+    with pytest.raises(UsageError, match="'48'") as caught:
+        resolve_options(method, {"group": 48})
+    assert all(str(size) in caught.value.hint for size in (32, 64, 128, 256))
+    assert resolve_options(method, {"group": 64}).group == 64
+
+
+def test_an_empty_list_is_refused_where_it_means_nothing() -> None:
+    with pytest.raises(UsageError, match="option 'sizes'"):
+        resolve_options(registry.load_method("qdit"), {"sizes": []})
+    assert resolve_options(registry.load_method("qdit"), {"sizes": [16, 8]}).sizes == (16, 8)

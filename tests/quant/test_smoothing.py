@@ -1,4 +1,4 @@
-"""Smoothing: the scale against a loop, statistics over all tokens, the function unchanged."""
+"""Smoothing: the scale against a loop, the function of the block unchanged."""
 
 from __future__ import annotations
 
@@ -6,18 +6,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
-from harness.models.block_input import BlockInput, Sample
-from harness.models.families import family_by_name
-from harness.models.families.base import InputGroup, linear_at
+from harness.models.families.base import linear_at
 from harness.quant.calibration.capture import run_block
 from harness.quant.layers.activation import ActivationSpec
 from harness.quant.layers.layers import replace_module_
 from harness.quant.layers.linear import WeightSpec, quantize_linear
-from harness.quant.rounding.smoothing import apply_scale_, smoothing_scale, summarise_inputs
-
-FAMILY = family_by_name("cogvideox")
+from harness.quant.rounding.smoothing import apply_scales_, smoothing_scale, weight_absmax
+from tests.quant.test_statistics import FAMILY, block_and_inputs
 
 
 @settings(deadline=None)
@@ -40,83 +37,14 @@ def test_a_channel_without_activation_or_weight_keeps_its_size() -> None:
     assert scale.tolist() == [1.0, 1.0, 2.0]
 
 
-def block_and_inputs() -> tuple[nn.Module, list[BlockInput]]:
-    from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
-
-    torch.manual_seed(0)
-    block = CogVideoXBlock(32, 2, 16, 24, attention_bias=True).eval().requires_grad_(False)
-    for value in block.parameters():
-        nn.init.normal_(value, std=0.2)
-    inputs = [
-        BlockInput(
-            sample=Sample(0, i),
-            streams={
-                "hidden_states": torch.randn(1, 10, 32),
-                "encoder_hidden_states": torch.randn(1, 4, 32),
-            },
-            fixed={"temb": torch.randn(1, 24)},
-        )
-        for i in range(3)
-    ]
-    return block, inputs
-
-
-def seen_by(block: nn.Module, name: str, inputs: list[BlockInput]) -> Tensor:
-    seen: list[Tensor] = []
-    linear = block.get_submodule(name)
-    handle = linear.register_forward_pre_hook(lambda m, args: seen.append(args[0].flatten(0, -2)))
-    for given_ in inputs:
-        run_block(block, FAMILY, given_)
-    handle.remove()
-    return torch.cat(seen)
-
-
-def test_the_statistics_are_those_of_all_tokens() -> None:
-    block, inputs = block_and_inputs()
-    groups = [g for g in FAMILY.groups(block) if not g.modulation]
-    found = summarise_inputs(
-        block, FAMILY, groups, inputs,
-        tokens=12, second_moment=True, generator=torch.Generator().manual_seed(0),
-    )  # fmt: skip
-    assert set(found) == {linear for g in groups for linear in g.linears}
-    assert found["attn1.to_q"] is found["attn1.to_v"]
-    for name in ("attn1.to_k", "ff.net.2"):
-        x, summary = seen_by(block, name, inputs), found[name]
-        assert summary.count == len(x) == 42
-        assert torch.equal(summary.peak, x.abs().amax(0))
-        torch.testing.assert_close(summary.total / summary.count, x.abs().mean(0))
-        torch.testing.assert_close(summary.second_moment().float(), 2 * x.T @ x / len(x))
-        kept = summary.tokens()
-        assert kept.shape == (12, x.shape[1])
-        places = [int((x == row).all(1).nonzero()[0]) for row in kept]
-        assert len(set(places)) == 12
-        assert all(sum(p // 14 == i for p in places) == 4 for i in range(3))
-
-
-def test_the_streams_of_a_split_group_stay_apart() -> None:
-    block, inputs = block_and_inputs()
-    names = ("attn1.to_q", "ff.net.0.proj")
-    split = InputGroup(name="both", role="attention_out", linears=names, split=True)
-    found = summarise_inputs(
-        block, FAMILY, [split], inputs,
-        tokens=0, second_moment=False, generator=torch.Generator(),
-    )  # fmt: skip
-    for name in split.linears:
-        assert torch.equal(found[name].peak, seen_by(block, name, inputs).abs().amax(0))
-    assert not torch.equal(found["attn1.to_q"].peak, found["ff.net.0.proj"].peak)
-    with pytest.raises(ValueError, match="no second moment"):
-        found["attn1.to_q"].second_moment()
-
-
 def test_smoothing_leaves_the_function_of_the_block_unchanged() -> None:
     block, inputs = block_and_inputs()
     before = [run_block(block, FAMILY, given_) for given_ in inputs]
     groups = [g for g in FAMILY.groups(block) if not g.modulation]
     draw = torch.Generator().manual_seed(1)
-    online = {}
-    for group in groups:
-        width = linear_at(block, group.linears[0]).in_features
-        online[group.name] = apply_scale_(block, group, torch.rand(width, generator=draw) * 9 + 0.1)
+    widths = {g.name: linear_at(block, g.linears[0]).in_features for g in groups}
+    scales = {n: torch.rand(width, generator=draw) * 9 + 0.1 for n, width in widths.items()}
+    online = apply_scales_(block, groups, scales)
     assert [bool(online[g.name]) for g in groups] == [g.fold is None for g in groups]
     keep = WeightSpec(bits=16), ActivationSpec(bits=16)
     for group in groups:
@@ -127,3 +55,20 @@ def test_smoothing_leaves_the_function_of_the_block_unchanged() -> None:
         after = run_block(block, FAMILY, given_)
         for name, value in expected.items():
             torch.testing.assert_close(after[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_a_group_without_a_scale_is_left_alone() -> None:
+    block, _ = block_and_inputs()
+    before = {name: value.clone() for name, value in block.named_parameters()}
+    groups = FAMILY.groups(block)
+    online = apply_scales_(block, groups, {})
+    assert online == {group.name: [] for group in groups}
+    assert all(torch.equal(before[name], value) for name, value in block.named_parameters())
+
+
+def test_the_maximum_of_a_weight_goes_over_all_readers() -> None:
+    first, second = nn.Linear(2, 2), nn.Linear(2, 1)
+    with torch.no_grad():
+        first.weight.copy_(torch.tensor([[1.0, -5.0], [2.0, 0.0]]))
+        second.weight.copy_(torch.tensor([[-3.0, 1.0]]))
+    assert weight_absmax([first, second]).tolist() == [3.0, 5.0]
