@@ -140,7 +140,7 @@ def load_method(name: str) -> Method:
             "install what it needs, or put its folder on PYTHONPATH",
         ) from cause
     method: Method = found() if isinstance(found, type) else found
-    missing = [a for a in _MEMBERS if not hasattr(method, a)]
+    missing = [a for a in sorted(_MEMBERS) if not hasattr(method, a)]
     if missing:
         raise BrokenMethodError(
             f"method '{name}' ({point.value}) lacks {', '.join(missing)}",

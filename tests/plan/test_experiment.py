@@ -8,8 +8,9 @@ import pytest
 
 from harness.errors import UsageError
 from harness.models.table import BUNDLED, SHAPES_GEN
-from harness.plan.experiment import BUNDLED_MODELS, Experiment, Flags, Judge, resolve
+from harness.plan.experiment import BUNDLED_MODELS, Experiment, Flags, resolve
 from harness.plan.experiment_file import ExperimentFile, load_file
+from harness.score.vbench_plan import JudgeSettings
 from harness.vbench.dimensions import EIGHT
 
 if TYPE_CHECKING:
@@ -58,8 +59,8 @@ def test_a_suite_of_vbench_is_run_whole_with_the_seeds_it_asks_for() -> None:
 
 def test_the_judge_is_described_in_the_file() -> None:
     text = '[envs.vbench]\npython = "/p"\n[vbench]\nscorer = "official"\nshards = 3'
-    assert experiment(text).judge == Judge(python="/p", scorer="official", shards=3)
-    assert experiment().judge == Judge()
+    assert experiment(text).judge == JudgeSettings(python="/p", scorer="official", shards=3)
+    assert experiment().judge == JudgeSettings()
 
 
 def test_flags_override_the_file() -> None:

@@ -11,7 +11,7 @@ from harness.models.table import folder_revision, model_spec, transformer_parame
 from harness.plan.estimate import estimate, plan_line
 from harness.plan.experiment import Flags, resolve
 from harness.plan.experiment_file import ExperimentFile
-from harness.plan.plan import Plan, make_plan, measure_task
+from harness.plan.plan import Plan, make_plan, plan_measuring
 from harness.store.provenance import find_device
 from harness.store.store import Store
 from tests.doubles import PARAMETERS, write_model_folder
@@ -132,13 +132,13 @@ def test_only_rows_that_ended_well_are_measured_and_another_row_is_another_set(
 ) -> None:
     found = plan(place, methods=(TOY, "control"))
     names = {c.cell.id for c in found.cells}
-    whole = measure_task(found, found.models[0], names)
-    part = measure_task(found, found.models[0], {"model--fp--fp"})
+    whole = plan_measuring(found, found.models[0], names)
+    part = plan_measuring(found, found.models[0], {"model--fp--fp"})
     assert whole is not None
     assert part is not None
     assert [row.cell for row in part.rows] == ["model--fp--fp"]
     assert whole.measure.key != part.measure.key
-    assert measure_task(found, found.models[0], set()) is None
+    assert plan_measuring(found, found.models[0], set()) is None
 
 
 def test_a_device_is_found_without_torch() -> None:

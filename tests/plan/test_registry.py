@@ -8,7 +8,14 @@ import pytest
 
 from harness.errors import HarnessError, UsageError
 from harness.method import resolve_options
-from harness.plan.registry import describe, find_method, load_method, methods, several
+from harness.plan.registry import (
+    MethodFacts,
+    describe,
+    find_method,
+    load_method,
+    methods,
+    several,
+)
 from tests.doubles import Toy
 
 TOY = "tests.doubles:Toy"
@@ -81,14 +88,19 @@ def test_facts_are_remembered_until_the_source_changes(
     monkeypatch.syspath_prepend(str(tmp_path))
     name, cache = "pkg_of_a_plugin.toy:Toy", tmp_path / "facts"
 
-    first = describe(name, {"rounds": 4}, "cogvideox", ("w4a6", "w3a4"), cache)
+    def ask() -> MethodFacts:
+        return describe(name, {"rounds": 4}, "cogvideox", ("w4a6", "w3a4"), cache, quick=False)
+
+    first = ask()
     assert first.options == {"strength": 0.5, "rounds": 4, "names": ["a", "b"]}
     assert first.unsupported == {"w3a4": "toys have two bits or more than three"}
     monkeypatch.setattr("harness.plan.registry.load_method", _fail)
-    assert describe(name, {"rounds": 4}, "cogvideox", ("w4a6", "w3a4"), cache) == first
-    (package / "toy.py").write_text(text + "\n# changed\n")
+    assert ask() == first
+    (package / "toy.py").write_text(text + "\n# a comment\n")
+    assert ask() == first
+    (package / "toy.py").write_text(text + "\nCHANGED = 1\n")
     with pytest.raises(AssertionError, match="imported"):
-        describe(name, {"rounds": 4}, "cogvideox", ("w4a6", "w3a4"), cache)
+        ask()
 
 
 def _fail(name: str) -> None:
