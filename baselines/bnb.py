@@ -95,7 +95,7 @@ class BitsAndBytesNF4(Method):
         def make(linear: nn.Linear, group: InputGroup) -> LibraryLinear:
             return _converted(linear, ctx.options.double_quant, ctx.device)
 
-        return library_linears_(transformer, ctx, self.name, make, ctx.options.modulation)
+        return library_linears_(transformer, ctx, self.name, make)
 
 
 def _converted(linear: nn.Linear, double_quant: bool, device: torch.device) -> LibraryLinear:

@@ -74,7 +74,7 @@ class Quanto(Method):
             _check(linear, ctx)
             return _converted(linear, ctx.bits.w)
 
-        return library_linears_(transformer, ctx, self.name, make, ctx.options.modulation)
+        return library_linears_(transformer, ctx, self.name, make)
 
 
 def no_compiler() -> Unsupported | None:

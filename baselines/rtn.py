@@ -61,4 +61,4 @@ class RTN(Method):
         def round_linear(linear: nn.Linear, group: InputGroup) -> QuantLinear:
             return quantize_linear(linear, weight, activation_of(group, activation))
 
-        return quantize_linears_(transformer, ctx, round_linear, ctx.options.modulation)
+        return quantize_linears_(transformer, ctx, round_linear)

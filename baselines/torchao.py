@@ -99,7 +99,7 @@ class TorchAOInt8(Method):
             scheme = LibraryScheme(library=LIBRARY, w_bits=8, a_bits=_a_bits(group))
             return _converted(linear, config, scheme)
 
-        return library_linears_(transformer, ctx, self.name, make, ctx.options.modulation)
+        return library_linears_(transformer, ctx, self.name, make)
 
 
 class TorchAOInt4WeightOnly(Method):
@@ -146,7 +146,7 @@ class TorchAOInt4WeightOnly(Method):
             )  # fmt: skip
             return _converted(linear, config, scheme)
 
-        return library_linears_(transformer, ctx, self.name, make, ctx.options.modulation)
+        return library_linears_(transformer, ctx, self.name, make)
 
 
 class TorchAOFloat8(Method):
@@ -192,7 +192,7 @@ class TorchAOFloat8(Method):
             scheme = LibraryScheme(library=LIBRARY, w_bits=8, a_bits=_a_bits(group))
             return _converted(linear, config, scheme)
 
-        return library_linears_(transformer, ctx, self.name, make, ctx.options.modulation)
+        return library_linears_(transformer, ctx, self.name, make)
 
 
 def _converted(linear: nn.Linear, config: Any, scheme: LibraryScheme) -> LibraryLinear:

@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 from harness.bits import BitSpec
+from harness.errors import UsageError
 from harness.method import Method, QuantContext
+from harness.plan import registry
 
 FOLDER = Path(__file__).parent / "plugin"
 ROOT = Path(__file__).parent.parent
@@ -54,16 +56,47 @@ def test_show_method_prints_the_plugins_source(installed, tmp_path):
     assert "QuaRot, its rotation only" in harness(installed, tmp_path, "show", "method", "rotated")
 
 
-@pytest.fixture
-def rotated(monkeypatch):
+# The documented plug-in, and the one that the documents of 0.1.0 had: a class of its own, a plain
+# dataclass for options, the toolkit under the names of that day.
+@pytest.fixture(params=["rotated", "rotated_0_1_0"])
+def rotated(monkeypatch, request):
     monkeypatch.syspath_prepend(str(FOLDER))
-    from rotated import Rotated
-
-    return Rotated()
+    return registry.load_method(f"{request.param}:Rotated")
 
 
-def test_the_plugin_satisfies_the_protocol(rotated):
-    assert isinstance(rotated, Method)
+def test_only_the_documented_plugin_has_the_contract_as_its_base(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    assert isinstance(registry.load_method("rotated:Rotated"), Method)
+    assert not isinstance(registry.load_method("rotated_0_1_0:Rotated"), Method)
+
+
+@pytest.mark.parametrize("module", ["rotated", "rotated_0_1_0"])
+def test_a_plugin_is_planned_with_its_options_checked(module, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+    def describe(chosen):
+        return registry.describe(
+            f"{module}:Rotated", chosen, "cogvideox", ("w4a4",), tmp_path, quick=True
+        )
+
+    facts = describe({"group": 8})
+    assert facts.options["group"] == 8
+    assert facts.quick == {}
+    assert facts.unsupported == {}
+    assert not facts.needs_calibration
+    with pytest.raises(UsageError, match="option"):
+        describe({"group": "wide"})
+    with pytest.raises(UsageError, match="grup"):
+        describe({"grup": 8})
+
+
+def test_what_the_old_plugin_leaves_is_what_the_new_one_leaves(monkeypatch, tiny_pipeline_folder):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    errors = [
+        quantized_error(registry.load_method(f"{module}:Rotated"), tiny_pipeline_folder, "w4a4")
+        for module in ("rotated", "rotated_0_1_0")
+    ]
+    assert errors[0] == errors[1]
 
 
 def quantized_error(rotated, tiny_pipeline_folder, bits: str) -> float:
@@ -71,7 +104,7 @@ def quantized_error(rotated, tiny_pipeline_folder, bits: str) -> float:
     from diffusers import CogVideoXTransformer3DModel
 
     from harness.models.families import family_by_name as family_of
-    from harness.quant.layers.apply import targets
+    from harness.models.families.base import target_linears
 
     def load() -> nn.Module:
         folder = tiny_pipeline_folder
@@ -86,7 +119,7 @@ def quantized_error(rotated, tiny_pipeline_folder, bits: str) -> float:
         device=torch.device("cpu"),
         data_free=True,
     )
-    wanted = set(targets(family, reference))
+    wanted = set(target_linears(family, reference))
     report = rotated.quantize_(model, ctx)
     assert {layer.name for layer in report.layers} == wanted
     generator = torch.Generator().manual_seed(0)

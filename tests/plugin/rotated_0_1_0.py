@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from harness.api import QuantContext, QuantReport, Reproduction
-from harness.quant.layers.activation import ActivationSpec
-from harness.quant.layers.apply import activation_of, quantize_linears_
-from harness.quant.layers.linear import WeightSpec, quantize_linear
-from harness.quant.layers.transform import Hadamard
+from harness.quant.activation import ActivationSpec
+from harness.quant.apply import activation_of, quantize_linears_
+from harness.quant.linear import WeightSpec, quantize_linear
+from harness.quant.transform import Hadamard
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

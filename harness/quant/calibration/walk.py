@@ -231,7 +231,7 @@ class Walk:
         spent = ((own + passes) * len(self.samples) + steps) * self._branches
         return QuantReport(
             execution=SIMULATED,
-            layers=layer_reports(self._transformer, self.errors.items()),
+            layers=layer_reports(self._transformer, self.errors),
             calibration_clips=len(pool.prompts),
             calibration_forwards=pool.forwards + spent,
             calibration_samples=len(self.samples),

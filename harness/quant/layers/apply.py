@@ -12,7 +12,7 @@ from harness.quant.layers.activation import ActivationSpec
 from harness.quant.layers.layers import QuantizedLayer, quantized_layers, replace_module_
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Mapping
 
     from torch import nn
 
@@ -26,12 +26,21 @@ def quantize_linears_(
     transformer: nn.Module,
     ctx: QuantContext,
     make: Callable[[nn.Linear, InputGroup], QuantizedLayer],
-    modulation: str = "w",
+    modulation: str | None = None,
 ) -> QuantReport:
     """Replace every target linear by what ``make`` returns for it, in place.
 
     This is all that a method needs which treats each linear on its own.
+
+    Args:
+        transformer: The denoiser.
+        ctx: Context of the method.
+        make: The quantized layer for a linear of an input group.
+        modulation: ``w`` counts modulation linears in, ``fp`` leaves them out; None takes the
+            option of that name, ``w`` where the method has none.
     """
+    if modulation is None:
+        modulation = str(getattr(ctx.options, "modulation", "w"))
     found = target_linears(ctx.family, transformer, modulation)
     for i, (name, group) in enumerate(found.items()):
         replace_module_(transformer, name, make(linear_at(transformer, name), group))
@@ -40,7 +49,7 @@ def quantize_linears_(
 
 
 def layer_reports(
-    transformer: nn.Module, errors: Iterable[tuple[str, float]] = ()
+    transformer: nn.Module, errors: Mapping[str, float] | None = None
 ) -> tuple[LayerReport, ...]:
     """Describe every quantized linear of a transformer.
 
@@ -48,7 +57,7 @@ def layer_reports(
         transformer: Holds quantized layers.
         errors: Relative output errors by qualified name, where measured.
     """
-    measured = dict(errors)
+    measured = errors or {}
     return tuple(
         replace(layer.report(name), error=measured.get(name))
         for name, layer in quantized_layers(transformer).items()

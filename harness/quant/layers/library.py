@@ -211,7 +211,6 @@ def library_linears_(
     ctx: QuantContext,
     name: str,
     make: Callable[[nn.Linear, InputGroup], LibraryLinear],
-    modulation: str,
 ) -> QuantReport:
     """Let a library replace every target linear, in place, and say how the result computes.
 
@@ -220,9 +219,8 @@ def library_linears_(
         ctx: What the method was given.
         name: Name of the method, for the label of a kernel.
         make: Hands one linear to the library.
-        modulation: ``w`` converts modulation linears too, ``fp`` leaves them out.
     """
-    report = quantize_linears_(transformer, ctx, make, modulation)
+    report = quantize_linears_(transformer, ctx, make)
     layers = [x for x in quantized_layers(transformer).values() if isinstance(x, LibraryLinear)]
     scheme = layers[0].scheme
     version = f"{scheme.library} {installed_version(scheme.library)}"
