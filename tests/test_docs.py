@@ -190,7 +190,8 @@ def test_a_wrong_command_would_be_seen(tmp_path):
     page = tmp_path / "a.md"
     page.write_text(
         "`harness run --bits w4a4`, `harness rnu`, `harness fetch vbench --use P`\n"
-        "`harness fetch x`\n\n    .venv/bin/harness gc --older 3\n\n`harness COMMAND --help`, `the harness`\n"
+        "`harness fetch x`, `the harness`\n\n    .venv/bin/harness gc --older 3\n\n"
+        "`harness COMMAND --help`\n"
     )
     assert wrong_commands(page) == ["harness gc --older 3", "harness rnu", "harness fetch x"]
 

@@ -104,16 +104,16 @@ def ci_linters() -> list[str]:
     return [line.removeprefix(".venv/bin/") for line in lines if line]
 
 
-def tox_commands(name: str) -> list[str]:
+def tox_lines(section: str, key: str = "commands") -> list[str]:
     tox = configparser.ConfigParser()
     tox.read(ROOT / "tox.ini", encoding="utf-8")
-    return tox[name]["commands"].strip().splitlines()
+    return tox[section][key].strip().splitlines()
 
 
 def test_commit_hooks_and_tox_run_the_linters_of_continuous_integration():
     wanted = ci_linters()
     assert "mypy" in wanted
-    assert tox_commands("testenv:lint") + tox_commands("testenv:type") == wanted
+    assert tox_lines("testenv:lint") + tox_lines("testenv:type") == wanted
     text = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
     hooks = [hook for repo in yaml.safe_load(text)["repos"] for hook in repo["hooks"]]
     assert [hook["entry"] for hook in hooks] == wanted
@@ -132,15 +132,18 @@ def test_everything_that_tox_and_the_hooks_call_comes_with_the_dev_extra():
                 waiting += inner[1].split(",")
             else:
                 found.add(re.split(r"[\[<>=!~ ]", wanted)[0])
-    calls = {line.split()[0] for line in [*ci_linters(), *tox_commands("testenv:docs")]}
+    calls = {line.split()[0] for line in [*ci_linters(), *tox_lines("testenv:docs")]}
     distributions = {"lint-imports": "import-linter"}
     assert {distributions.get(name, name) for name in calls} | {"pre-commit", "tox"} <= found
 
 
+def test_tox_builds_the_pages_with_what_the_docs_extra_names():
+    wanted = PROJECT["project"]["optional-dependencies"]["docs"]
+    assert tox_lines("testenv:docs", "deps") == wanted
+
+
 def test_tox_and_the_classifiers_name_the_same_pythons():
-    tox = configparser.ConfigParser()
-    tox.read(ROOT / "tox.ini", encoding="utf-8")
-    tested = re.findall(r"\bpy3(\d+)\b", tox["tox"]["env_list"])
+    tested = re.findall(r"\bpy3(\d+)\b", " ".join(tox_lines("tox", "env_list")))
     begin = "Programming Language :: Python :: 3."
     named = [c.removeprefix(begin) for c in PROJECT["project"]["classifiers"] if begin in c]
     assert tested == named
