@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.errors import CalibrationForbiddenError
 from harness.options import NoOptions, build_options
+from harness.spec import SIMULATED as SIMULATED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from harness.bits import BitSpec
     from harness.models.families.base import Family
     from harness.models.trajectories import CalibrationPool
-
-SIMULATED = "simulated"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

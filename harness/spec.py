@@ -13,6 +13,9 @@ from typing import Any
 FP = "fp"
 """The unquantized reference: its row, its method, and the width of rows that are not quantized."""
 
+SIMULATED = "simulated"
+"""How layers compute whose low-bit values are computed in floating point."""
+
 QUALITY, VBENCH, FIDELITY, COST, OTHER = "quality", "VBench", "fidelity to fp", "cost", "other"
 BLOCKS = (QUALITY, VBENCH, FIDELITY, COST, OTHER)
 """The blocks of a table, in its order."""

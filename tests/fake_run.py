@@ -14,8 +14,9 @@ from harness.store.store import Store
 
 if TYPE_CHECKING:
     from harness.plan.prepared import Prepared
-    from harness.run.executors.base import Ended, Event, Executor
+    from harness.run.executors.base import Executor
     from harness.store.records import Run
+    from harness.task import Ended, Event
 
 FAKE_WORKER = (sys.executable, "-P", str(Path(__file__).parent / "fake_worker.py"))
 

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from harness.errors import HarnessError
-from harness.method import SIMULATED
-from harness.spec import COST, Metric, Value
+from harness.spec import COST, SIMULATED, Metric, Value
 from harness.store.keys import Keyed
 from harness.store.sources import sources_digest
 from harness.task import MeasureTask

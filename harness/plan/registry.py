@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.bits import BitSpec
 from harness.errors import HarnessError, unknown_name
-from harness.method import SIMULATED, Method, resolve_options
-from harness.options import spelled
+from harness.spec import SIMULATED
 from harness.store.durable import replace_file
 from harness.store.keys import digest, plain
 from harness.store.provenance import cuda_names
@@ -28,6 +27,8 @@ from harness.store.sources import reach, sources_digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from harness.method import Method
 
 GROUP = "harness.methods"
 EVERY, BASELINES = "all", "baselines"
@@ -178,6 +179,9 @@ def describe(
     if question["source"] and path.is_file():
         held = json.loads(path.read_text(encoding="utf-8"))
         return MethodFacts(**{**held, "libraries": tuple(held["libraries"])})
+    from harness.method import Method, resolve_options
+    from harness.options import spelled
+
     method = load_method(name)
     # A plug-in need not be a subclass of the contract, and then declares no budget.
     short = dict(getattr(method, "quick", {})) if quick else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from harness.spec import SIMULATED as SIMULATED
 from harness.spec import Record, Status
 from harness.store.records import by_prompt
 
@@ -11,8 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from harness.store.records import Run
-
-SIMULATED = "simulated"
 
 
 class Values:

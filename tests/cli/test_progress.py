@@ -8,8 +8,8 @@ import pytest
 
 from harness.cli import progress
 from harness.cli.progress import ProgressMonitor
-from harness.run.executors.base import Ended, Event
 from harness.spec import Status
+from harness.task import Ended, Event
 
 
 def prepared() -> Any:

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from harness.run.executors.base import Ended, Event
 from harness.run.executors.local import LocalExecutor
 from harness.spec import Status
 from harness.store.keys import Keyed
-from harness.task import JudgeTask, MeasureTask
+from harness.task import Ended, Event, JudgeTask, MeasureTask
 from tests.test_task import GEN, MODEL
 
 if TYPE_CHECKING:
