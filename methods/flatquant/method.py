@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
-from harness.api import Deviation, Method, QuantContext, QuantReport, Reproduction, options
+from harness.api import (
+    SAME_TARGETS,
+    Deviation,
+    Method,
+    QuantContext,
+    QuantReport,
+    Reproduction,
+    options,
+)
 from harness.quant import (
     BlockLearner,
     LearnedOptions,
@@ -91,12 +99,7 @@ _DEVIATIONS = (
         "1e-3 of that of the transforms",
         why="the schedule of S2Q-VDiT's trainer here",
     ),
-    Deviation(
-        kind="adaptation",
-        what="every linear inside the blocks is quantized; modulation linears have no transform "
-        "and keep 16-bit activations",
-        why="the same target set for every method",
-    ),
+    SAME_TARGETS,
 )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from harness.method import resolve_options
 from harness.models.families import FAMILIES
 from harness.plan import registry
 from harness.testing.conformance import FamilyConformance, MethodConformance
@@ -36,6 +37,19 @@ def test_no_registered_method_is_left_out() -> None:
     assert there == set(NAMES)
     assert all(registry.load_method(name).unquantized for name in UNQUANTIZED)
     assert not any(registry.load_method(name).unquantized for name in NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_quick_budget_is_made_of_options_that_the_method_has(name: str) -> None:
+    method = registry.load_method(name)
+    chosen = resolve_options(method, method.quick)
+    assert all(getattr(chosen, option) == value for option, value in method.quick.items())
+    assert chosen != method.Options() or not method.quick
+
+
+def test_the_long_calibrations_have_a_quick_budget() -> None:
+    short = {name for name in NAMES if registry.load_method(name).quick}
+    assert short == {"flatquant", "ptq4dit", "qvdit", "s2q"}
 
 
 def quick(method: Method) -> dict[str, Any]:
