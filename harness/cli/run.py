@@ -135,8 +135,8 @@ def run(config: Path | None, dry_run: bool, no_baselines: bool, **flags: Any) ->
 
 
 def _execute(prepared: Prepared, store: Any, console: Any) -> int:
-    from harness.cli.progress import ProgressMonitor
     from harness.report import render_run
+    from harness.run.progress import ProgressMonitor
     from harness.run.run import execute, preflight
 
     preflight(prepared, store)

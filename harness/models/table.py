@@ -8,7 +8,7 @@ import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError, UsageError, unknown_name
 from harness.models import shapes
@@ -24,6 +24,9 @@ from harness.models.hub import (
 )
 from harness.spec import GenSpec, ModelSpec
 from harness.store.keys import digest, file_digest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 SHAPES_WEIGHTS = "HARNESS_SHAPES_WEIGHTS"
 # diffusers' CogVideoXPipeline.__call__ defaults; the folder does not record them.
@@ -159,7 +162,16 @@ def _folder_spec(folder: Path) -> ModelSpec:
 
 def _cogvideox_gen(folder: Path) -> GenSpec:
     transformer, vae = _json(folder / "transformer/config.json"), _json(folder / "vae/config.json")
-    scale = 2 ** (len(vae["block_out_channels"]) - 1)
+    return cogvideox_gen(transformer, 2 ** (len(vae["block_out_channels"]) - 1))
+
+
+def cogvideox_gen(transformer: Mapping[str, Any], scale: int) -> GenSpec:
+    """The settings that a CogVideoX denoiser was trained at.
+
+    Args:
+        transformer: Its config.
+        scale: Pixels of a frame to one of a latent, on each side.
+    """
     return GenSpec(
         height=transformer["sample_height"] * scale,
         width=transformer["sample_width"] * scale,

@@ -189,7 +189,7 @@ class CellPlanner:
         reference: Mapping[tuple[str, int], str],
     ) -> tuple[ClipTask, ...]:
         """Each clip of a row, prompt by prompt."""
-        common = {
+        common: dict[str, Any] = {
             "quant": quant,
             "execution": execution,
             "gen": gen,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
@@ -120,19 +120,32 @@ def load_file(path: Path) -> ExperimentFile:
         raise UsageError(f"'{path}' cannot be read: {cause.strerror}", "check the path") from cause
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
         raise UsageError(f"'{path}' is not TOML: {cause}", "see `harness run --help`") from cause
+    return read_table(table, f"'{path}'")
+
+
+def read_table(table: dict[str, Any], name: str) -> ExperimentFile:
+    """Read the content of an experiment file.
+
+    Args:
+        table: The content.
+        name: What an error calls it.
+
+    Raises:
+        UsageError: A key or value in it is wrong.
+    """
     try:
         return ExperimentFile.model_validate(table)
     except ValidationError as cause:
-        raise _explain(path, cause) from None
+        raise _explain(name, cause) from None
 
 
-def _explain(path: Path, cause: ValidationError) -> UsageError:
+def _explain(name: str, cause: ValidationError) -> UsageError:
     """The first complaint of pydantic as one line, with the nearest known key."""
     error = cause.errors()[0]
     place = [str(part) for part in error["loc"]]
     if error["type"] != "extra_forbidden":
         return UsageError(
-            f"'{path}': {'.'.join(place)} = {error['input']!r}: {error['msg'].lower()}",
+            f"{name}: {'.'.join(place)} = {error['input']!r}: {error['msg'].lower()}",
             "see `harness run --help` and the experiments/ folder for examples",
         )
     section: type[BaseModel] = ExperimentFile
@@ -152,5 +165,5 @@ def _explain(path: Path, cause: ValidationError) -> UsageError:
     near = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.5)
     guess = f"did you mean {near[0]}? " if near else ""
     return UsageError(
-        f"'{path}': key '{'.'.join(place)}' is unknown", f"{guess}known: {', '.join(known)}"
+        f"{name}: key '{'.'.join(place)}' is unknown", f"{guess}known: {', '.join(known)}"
     )

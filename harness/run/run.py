@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.measure.measure import measuring_warning
 from harness.plan.estimate import check_space, estimate
@@ -20,7 +20,23 @@ from harness.store.durable import probe_folder
 from harness.store.records import Run, write_run
 from harness.store.store import Store
 
+if TYPE_CHECKING:
+    from harness.task import Ended, Event
+
 OUT = Path("runs")
+
+
+class Silent:
+    """A monitor that shows nothing."""
+
+    def started(self, task: str) -> None:
+        """Nothing is shown."""
+
+    def event(self, event: Event) -> None:
+        """Nothing is shown."""
+
+    def ended(self, ended: Ended) -> None:
+        """Nothing is shown."""
 
 
 MakeExecutor = Callable[[Prepared, Store], Executor]

@@ -238,7 +238,7 @@ class Scorer:
     def _clip_values(
         self, store: Store, wanted: ClipTask, clip: Entry, reference: Entry | None
     ) -> Iterator[Value]:
-        place = {"prompt": wanted.prompt.id, "seed": wanted.seed}
+        place = _place(wanted)
         found, detail, status = None, "", Status.SKIPPED
         if self.paired and not wanted.reference:
             detail = REFERENCE
@@ -325,6 +325,11 @@ class Unscored(Scorer):
             return
         for metric in self.metrics:
             yield Value(metric=metric.name, status=self.status, detail=self.why)
+
+
+def _place(wanted: ClipTask) -> dict[str, Any]:
+    """Where a value of a clip stands."""
+    return {"prompt": wanted.prompt.id, "seed": wanted.seed}
 
 
 def score_key(

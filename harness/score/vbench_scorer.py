@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
 from harness.score.scorer import FILE, Clip, Scorer, StoredScore, clips_of, find_score
@@ -88,8 +88,14 @@ def _dimension(name: str) -> tuple[Metric, ...]:
     title = _SHORT.get(name, name.replace("_", "\n", 1))
     closeness = name in (*CLOSENESS, UNFILTERED)
     better = "none" if closeness else "higher"
-    common = {"unit": "ratio", "better": better, "block": VBENCH, "scale": 100.0}
-    facts = {**common, "interval_digits": 1, "closeness": closeness}
+    facts: dict[str, Any] = {
+        "unit": "ratio",
+        "better": better,
+        "block": VBENCH,
+        "scale": 100.0,
+        "interval_digits": 1,
+        "closeness": closeness,
+    }
     return (
         Metric(
             name=name, title=title, interval=True, difference=f"{title}\nvs fp",

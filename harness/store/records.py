@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+    from pandas import DataFrame
+
 RUN_FILE = "run.json"
 RECORDS_FILE = "records.jsonl"
 SCHEMA = 1
@@ -81,6 +83,14 @@ class Run:
     cells: tuple[CellOutcome, ...]
     records: tuple[Record, ...]
     metrics: tuple[Metric, ...] = ()
+
+    def frame(self) -> DataFrame:
+        """All records as a DataFrame: a line for each value, a column for each field."""
+        import pandas as pd
+
+        fields = [f.name for f in dataclasses.fields(Record)]
+        rows = [[getattr(record, name) for name in fields] for record in self.records]
+        return pd.DataFrame(rows, columns=fields).astype({"status": str})
 
 
 def write_run(run: Run) -> None:

@@ -214,6 +214,9 @@ def _facade(package: str) -> dict[str, str]:
     return {}
 
 
+_Body = ast.Module | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
 class _Silent(ast.NodeTransformer):
     """Takes out of a tree what cannot change a result."""
 
@@ -241,7 +244,7 @@ class _Silent(ast.NodeTransformer):
             return ast.Constant(value=None)
         return self.generic_visit(node)
 
-    def _without_docstring(self, node: Any) -> ast.AST:
+    def _without_docstring(self, node: _Body) -> ast.AST:
         """Texts that stand alone say something to readers only, wherever they stand."""
         self.generic_visit(node)
         node.body = [line for line in node.body if not _text(line)] or [ast.Pass()]

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from harness.cli import progress
-from harness.cli.progress import ProgressMonitor
+from harness.run import progress
+from harness.run.progress import ProgressMonitor
 from harness.spec import Status
 from harness.task import Ended, Event
 
