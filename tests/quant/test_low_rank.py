@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from harness.quant.layers.activation import ActivationSpec, quantize_activation
 from harness.quant.layers.artifact import MANIFEST, artifact_bytes, load_artifact_, save_artifact
-from harness.quant.layers.linear import QuantLinear, WeightSpec, fitting_group, quantize_linear
+from harness.quant.layers.group_size import fitting_group
+from harness.quant.layers.linear import QuantLinear, WeightSpec, quantize_linear
 from harness.quant.layers.low_rank import LowRank
 from harness.quant.layers.transform import ChannelScale
 

@@ -19,6 +19,7 @@ from harness.bits import BitSpec
 from harness.measure.memory import peak_memory
 from harness.method import QuantContext
 from harness.models.block_input import Sample
+from harness.models.families.base import InputGroup
 from harness.models.trajectories import DenoiserCall
 from harness.quant.calibration.walk import Walk
 
@@ -55,6 +56,9 @@ class _OneStream:
 
     def blocks(self, transformer: nn.Module) -> list[tuple[str, nn.Module]]:
         return [(f"blocks.{i}", b) for i, b in enumerate(transformer.get_submodule("blocks"))]
+
+    def groups(self, block: nn.Module) -> tuple[InputGroup, ...]:
+        return (InputGroup(name="in", role="feed_forward_in", linears=("linear",)),)
 
     def advance(self, transformer: Any, index: int, given: BlockInput, out: Any) -> BlockInput:
         return given.with_streams(out)
