@@ -213,7 +213,8 @@ def _a_bits(group: InputGroup) -> int:
 
 
 def _int4_group(linear: nn.Linear, wanted: int) -> int:
-    for size in get_args(Int4Group):
+    sizes: tuple[int, ...] = get_args(Int4Group)
+    for size in sizes:
         if size <= wanted and linear.in_features % size == 0:
             return size
     raise UnsupportedError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from harness.spec import COST, Metric, Value
+from harness.spec import COST, FP, Metric, Value
 from harness.store.keys import Keyed, model_identity
 from harness.store.provenance import package_version
 from harness.store.sources import reach, sources_digest
@@ -145,7 +145,7 @@ def artifact_key(
 def reference_key(model: ModelSpec, gen: GenSpec, method: str) -> Keyed:
     """Key that stands for the unquantized model in the keys of its clips."""
     return Keyed.of(
-        "artifact", {"model": model_identity(model), "gen": gen, "method": method, "bits": "fp"}
+        "artifact", {"model": model_identity(model), "gen": gen, "method": method, "bits": FP}
     )
 
 

@@ -17,7 +17,7 @@ _BROKEN = 4  # exit code
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    Row = tuple[str, str, bool | None]
+    Check = tuple[str, str, bool | None]
 
 
 @click.command()
@@ -58,25 +58,25 @@ def doctor(
     if report:
         from harness.cli.doctor_report import report_text
 
-        click.echo(report_text(rows))
+        click.echo(report_text(lines(rows)))
     else:
         for line in lines(rows):
             click.echo(line)
     return _BROKEN if any(fine is False for _, _, fine in rows) else 0
 
 
-def checked() -> list[Row]:
+def checked() -> list[Check]:
     """Every check of this machine: name, state, and whether it is fine.
 
     A check that cannot be made, because what it asks is broken, is a row that is not fine.
     """
-    rows: list[Row] = []
+    rows: list[Check] = []
     for check in (_libraries, _machine, _store, _codecs, _installed, _scoring):
         rows += attempted(check.__name__.strip("_"), check)
     return rows
 
 
-def attempted(name: str, check: Callable[[], list[Row]]) -> list[Row]:
+def attempted(name: str, check: Callable[[], list[Check]]) -> list[Check]:
     """Rows of a check; one row under its name that says why where it raises."""
     try:
         return check()
@@ -85,16 +85,16 @@ def attempted(name: str, check: Callable[[], list[Row]]) -> list[Row]:
         return [(name, f"{type(cause).__name__}: {first}", False)]
 
 
-def lines(rows: list[Row]) -> list[str]:
+def lines(rows: list[Check]) -> list[str]:
     """Rows as text: mark, name, state."""
     width = max(len(name) for name, _, _ in rows)
     return [f"{MARKS[fine]}  {name:<{width}} {state}" for name, state, fine in rows]
 
 
-def _libraries() -> list[Row]:
+def _libraries() -> list[Check]:
     from harness.store import provenance
 
-    rows: list[Row] = [("python", sys.version.split()[0], sys.version_info >= (3, 11))]
+    rows: list[Check] = [("python", sys.version.split()[0], sys.version_info >= (3, 11))]
     for name in ("torch", "diffusers", "transformers", "torchmetrics", "scipy", "pandas", "av"):
         found = provenance.package_version(name)
         rows.append((name, found or "is not installed", bool(found)))
@@ -102,7 +102,7 @@ def _libraries() -> list[Row]:
     return [*rows, ("decord", decord or "is not installed; PyAV reads the clips", True)]
 
 
-def _machine() -> list[Row]:
+def _machine() -> list[Check]:
     from harness.store import provenance
 
     gpus = provenance.cuda_names()
@@ -112,7 +112,7 @@ def _machine() -> list[Row]:
     ]
 
 
-def _scoring() -> list[Row]:
+def _scoring() -> list[Check]:
     from harness.cli import doctor_vbench
     from harness.score.lpips import lpips_missing
 
@@ -120,7 +120,7 @@ def _scoring() -> list[Row]:
     return [("lpips", lpips or "weights are here", None if lpips else True), *doctor_vbench.rows()]
 
 
-def _store() -> list[Row]:
+def _store() -> list[Check]:
     from harness.errors import HarnessError
     from harness.store.store import Store
 
@@ -134,7 +134,7 @@ def _store() -> list[Row]:
     return [("store", f"{store.root}: {held} entries, {free / _GB:.1f} GB free", free > _GB)]
 
 
-def _codecs() -> list[Row]:
+def _codecs() -> list[Check]:
     import av
 
     from harness.generate.video import LOSSLESS_CODEC, MP4_CODEC
@@ -144,13 +144,13 @@ def _codecs() -> list[Row]:
     return [("codecs", state, not missing)]
 
 
-def _installed() -> list[Row]:
+def _installed() -> list[Check]:
     from harness.errors import HarnessError
     from harness.models.table import model_spec
     from harness.plan.registry import methods
     from harness.plan.suites import bundled, load_suite
 
-    rows: list[Row] = [("methods", ", ".join(methods()) or "none are installed", bool(methods()))]
+    rows: list[Check] = [("methods", ", ".join(methods()) or "none are installed", bool(methods()))]
     try:
         spec = model_spec("shapes")
         rows.append(("model shapes", f"revision {spec.revision[:12]} in {spec.repo}", True))

@@ -21,8 +21,6 @@ from harness.store.provenance import DISTRIBUTION, package_version
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from harness.cli.doctor import Row
-
     Fact = tuple[str, str]
 
 PACKAGES = (
@@ -48,14 +46,12 @@ _GIB = 2**30
 _GB = 1e9
 
 
-def report_text(rows: list[Row]) -> str:
+def report_text(checks: list[str]) -> str:
     """The report.
 
     Args:
-        rows: What the checks of the doctor found.
+        checks: What the checks of the doctor found, a line for each.
     """
-    from harness.cli.doctor import lines
-
     parts: dict[str, Callable[[], list[Fact]]] = {
         "harness": _harness,
         "machine": _machine,
@@ -67,7 +63,7 @@ def report_text(rows: list[Row]) -> str:
         "store": _store,
     }
     text = [line for title, part in parts.items() for line in _section(title, part)]
-    return without_owner("\n".join([*text, "checks", *(f"  {line}" for line in lines(rows))]))
+    return without_owner("\n".join([*text, "checks", *(f"  {line}" for line in checks)]))
 
 
 def without_owner(text: str) -> str:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from harness.vbench.environment import Environment
 
-    Row = tuple[str, str, bool | None]
+    Check = tuple[str, str, bool | None]
 
 NO_DETECTOR = "needs detectron2, which no package index has: docs/vbench.md"
 _CHECK_S = 120.0  # importing every dimension from a cold disk; 6 s on a warm one
 
 
-def rows() -> list[Row]:
+def rows() -> list[Check]:
     """The environment, the measures that make it work, and each dimension with its weights.
 
     Returns:
@@ -39,10 +39,10 @@ def rows() -> list[Row]:
     ]
 
 
-def _environment(found: Environment) -> list[Row]:
+def _environment(found: Environment) -> list[Check]:
     from harness.vbench import build, environment
 
-    rows: list[Row] = [("vbench", f"{found.line}; {found.python}", True)]
+    rows: list[Check] = [("vbench", f"{found.line}; {found.python}", True)]
     rows += [("vbench", problem, None) for problem in found.problems]
     ours = found.python == environment.python_of(environment.folder())
     if ours and not build.is_built():
@@ -52,21 +52,21 @@ def _environment(found: Environment) -> list[Row]:
     return rows
 
 
-def _measures(measures: list[tuple[str, str, bool]]) -> list[Row]:
+def _measures(measures: list[tuple[str, str, bool]]) -> list[Check]:
     """One line for those that hold, one for each that does not."""
     held = [f"{name} {detail}".strip() for name, detail, ok in measures if ok]
-    broken: list[Row] = [("vbench compat", f"{n}: {d}", False) for n, d, ok in measures if not ok]
+    broken: list[Check] = [("vbench compat", f"{n}: {d}", False) for n, d, ok in measures if not ok]
     return [("vbench compat", ", ".join(held), True), *broken] if held else broken
 
 
-def _dimensions(imports: dict[str, str], refused: set[str], *, detector: bool) -> list[Row]:
+def _dimensions(imports: dict[str, str], refused: set[str], *, detector: bool) -> list[Check]:
     """Each dimension: whether it can be computed, or what keeps it from that."""
     from harness.vbench import weights
     from harness.vbench.dimensions import DIMENSIONS, EXTRA_WEIGHTS
 
     needs = {name: row.weights for name, row in DIMENSIONS.items()} | EXTRA_WEIGHTS
     folder = weights.folder()
-    found: list[Row] = []
+    found: list[Check] = []
     for name, ids in needs.items():
         if name in DIMENSIONS and DIMENSIONS[name].detector and not detector:
             found.append((name, NO_DETECTOR, None))

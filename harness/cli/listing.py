@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from harness.errors import HarnessError
+from harness.spec import FP
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -64,7 +65,7 @@ def _methods() -> None:
 
 def _row(found: MethodSupport, families: tuple[str, ...]) -> list[str]:
     if found.unquantized:
-        return [found.name, *("yes" for _ in families), "none", "fp"]
+        return [found.name, *("yes" for _ in families), "none", FP]
     made = [b for b in BITS if any(b not in found.refused[f] for f in families)]
     answers = ["no" if len(found.refused[f]) == len(BITS) else "yes" for f in families]
     need = "needed" if found.needs_calibration else "none"

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from harness.bits import BitSpec
 from harness.errors import UsageError
+from harness.models.table import BUNDLED
 from harness.plan.experiment_file import ExperimentFile, MethodSection
 from harness.plan.registry import several
 from harness.score.names import expand
@@ -24,7 +25,6 @@ DEFAULT_BITS = ("w4a6",)
 DEFAULT_SUITE = "shapes-eval"  # of bundled models, which know no other words
 GENERAL_SUITE = "eval-general"  # of all others
 DEFAULT_LIMIT = 16
-BUNDLED_MODELS = ("shapes", "shapes-outliers")
 DEFAULT_CALIBRATION = "shapes-calib"
 GENERAL_CALIBRATION = "calib-general"
 DEFAULT_BUDGET = "quick"
@@ -197,7 +197,7 @@ def _all_bundled(models: tuple[str, ...], done: str, choose: str) -> bool:
     Raises:
         UsageError: Some are and some are not.
     """
-    bundled = [name for name in models if name in BUNDLED_MODELS]
+    bundled = [name for name in models if name in BUNDLED]
     if bundled and len(bundled) < len(models):
         raise UsageError(
             f"'{bundled[0]}' and other models are {done} on different prompts",

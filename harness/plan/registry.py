@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.bits import BitSpec
 from harness.errors import HarnessError, unknown_name
-from harness.spec import SIMULATED
+from harness.spec import FP, SIMULATED
 from harness.store.durable import replace_file
 from harness.store.keys import digest, plain
 from harness.store.provenance import cuda_names
@@ -34,7 +34,7 @@ GROUP = "harness.methods"
 EVERY, BASELINES = "all", "baselines"
 """Names that stand for several methods: every registered one that quantizes, and the baselines."""
 
-REFERENCES = ("fp", "control")
+REFERENCES = (FP, "control")
 _ANSWERING = ("harness.method", "harness.options", "harness.quant.layers.library")
 """What answers about options and support come from, beside a method's own modules."""
 

@@ -11,7 +11,7 @@ from harness.report.entries import REFERENCE_DETAIL, Entries
 from harness.report.marks import mark_differences, mark_ranks
 from harness.report.notes import grouped_notes
 from harness.report.provenance import Provenance
-from harness.report.table import ABSENT, Block, Entry, Line, Table
+from harness.report.table import ABSENT, Block, Line, Table, TableEntry
 from harness.report.values import SIMULATED, Values
 from harness.report.vbench import remarks as vbench_remarks
 from harness.report.vbench import revealed
@@ -116,7 +116,7 @@ def _ordered(cells: list[CellOutcome]) -> list[CellOutcome]:
     return sorted(cells, key=lambda c: (not c.unquantized, widths.index(c.bits)))
 
 
-def _filled(entry: Entry) -> bool:
+def _filled(entry: TableEntry) -> bool:
     """Whether a column is worth printing for this entry."""
     return entry.value is not None or entry.text == SIMULATED
 
@@ -124,7 +124,7 @@ def _filled(entry: Entry) -> bool:
 def _line(
     cell: CellOutcome,
     kept: Sequence[Column],
-    grid: dict[str, dict[str, Entry]],
+    grid: dict[str, dict[str, TableEntry]],
     notes: Notes,
     entries: Entries,
 ) -> Line:
@@ -139,8 +139,8 @@ def _line(
             f"{cell.label} {cell.bits}: {cell.status}: {cell.detail or 'no reason kept'}"
         )
         first = next(i for i, c in enumerate(kept) if c.shown)
-        row = [Entry(text=ABSENT)] * len(kept)
-        row[first] = Entry(text=str(cell.status), notes=(letter,))
+        row = [TableEntry(text=ABSENT)] * len(kept)
+        row[first] = TableEntry(text=str(cell.status), notes=(letter,))
     else:
         row = [
             replace(e, notes=tuple(notes.letter(t) for t in entries.reasons(cell, c, e)))

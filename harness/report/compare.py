@@ -9,7 +9,7 @@ from harness.errors import HarnessError, unknown_name
 from harness.report.columns import mean_columns
 from harness.report.stats import Test, holm_family, paired
 from harness.report.values import Values
-from harness.spec import Status
+from harness.spec import FP, Status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -155,7 +155,7 @@ def _against(
         if cell.model == base.model
         and cell.status is Status.OK
         and (foreign or cell.id != base.id)
-        and (base.unquantized or cell.bits == base.bits or cell.method == "fp")
+        and (base.unquantized or cell.bits == base.bits or cell.method == FP)
         and others.by_prompt(cell.id, metric).keys() & reference.keys()
     ]
     tests = holm_family([paired(others.by_prompt(c.id, metric), reference) for c in rows])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from harness.report.columns import CELL, DELTA, LAYERS, Column
 
 if TYPE_CHECKING:
-    from harness.report.table import Entry, Table
+    from harness.report.table import Table, TableEntry
 
 _HEAD = ("model", "method", "label", "bits", "status", "execution")
 
@@ -50,7 +50,7 @@ def comma_separated(table: Table) -> str:
     return out.getvalue()
 
 
-def _fields(column: Column, entry: Entry) -> dict[str, str]:
+def _fields(column: Column, entry: TableEntry) -> dict[str, str]:
     """A value and what belongs to it, under the column's key."""
     key = column.key
     found = {key: _full(entry.value)}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from harness.report import columns as col
 from harness.report.stats import MeanInterval, estimate, paired
-from harness.report.table import Entry
+from harness.report.table import TableEntry
 from harness.report.values import SIMULATED, Values
 from harness.spec import Status
 
@@ -37,8 +37,8 @@ class Entries:
             for metric in values.metrics()
         }
 
-    def column(self, column: Column) -> dict[str, Entry]:
-        """Entry of each row by its id."""
+    def column(self, column: Column) -> dict[str, TableEntry]:
+        """TableEntry of each row by its id."""
         read = {
             col.MEAN: self._mean,
             col.DELTA: self._delta,
@@ -47,7 +47,7 @@ class Entries:
         }[column.kind]
         return {cell.id: read(cell, column) for cell in self.cells}
 
-    def reasons(self, cell: CellOutcome, column: Column, entry: Entry) -> list[str]:
+    def reasons(self, cell: CellOutcome, column: Column, entry: TableEntry) -> list[str]:
         """Footnotes an entry needs: prompts that are missing, a value that failed."""
         found = []
         trouble = self.values.trouble(cell.id, column.metric)
@@ -59,46 +59,50 @@ class Entries:
             found.append(f"{cell.label} {cell.bits}: {entry.n} of {wanted} prompts")
         return found
 
-    def _mean(self, cell: CellOutcome, column: Column) -> Entry:
+    def _mean(self, cell: CellOutcome, column: Column) -> TableEntry:
         found = estimate(list(self.values.by_prompt(cell.id, column.metric).values()))
         if found is not None:
             return _entry(found)
         trouble = self.values.trouble(cell.id, column.metric)
         if trouble is None:
-            return Entry()
+            return TableEntry()
         if trouble.detail == REFERENCE_DETAIL:
-            return Entry(text=REFERENCE_DETAIL)
-        return Entry(text=str(trouble.status))
+            return TableEntry(text=REFERENCE_DETAIL)
+        return TableEntry(text=str(trouble.status))
 
-    def _delta(self, cell: CellOutcome, column: Column) -> Entry:
+    def _delta(self, cell: CellOutcome, column: Column) -> TableEntry:
         if not self.reference or cell.id == self.reference:
-            return Entry()
+            return TableEntry()
         found = estimate(
             paired(
                 self.values.by_prompt(cell.id, column.metric),
                 self.values.by_prompt(self.reference, column.metric),
             )
         )
-        return Entry() if found is None else _entry(found)
+        return TableEntry() if found is None else _entry(found)
 
-    def _whole(self, cell: CellOutcome, column: Column) -> Entry:
+    def _whole(self, cell: CellOutcome, column: Column) -> TableEntry:
         if column.fact.measured and self.is_simulated(cell, column.metric):
-            return Entry(text=SIMULATED)
+            return TableEntry(text=SIMULATED)
         record = self.values.single(cell.id, column.metric)
         if record is None:
             trouble = self.values.trouble(cell.id, column.metric)
             failed = trouble is not None and trouble.status is not Status.SKIPPED
-            return Entry(text=str(trouble.status)) if trouble is not None and failed else Entry()
+            return (
+                TableEntry(text=str(trouble.status))
+                if trouble is not None and failed
+                else TableEntry()
+            )
         spread = self.values.single(cell.id, column.fact.spread) if column.fact.spread else None
-        return Entry(value=record.value, spread=None if spread is None else spread.value)
+        return TableEntry(value=record.value, spread=None if spread is None else spread.value)
 
-    def _layers(self, cell: CellOutcome, column: Column) -> Entry:
+    def _layers(self, cell: CellOutcome, column: Column) -> TableEntry:
         done, target, share = (
             self.values.single(cell.id, name)
             for name in ("layers_quantized", "layers_target", "weights_quantized")
         )
         if cell.unquantized or done is None or done.value is None:
-            return Entry()
+            return TableEntry()
         text = f"{done.value:.0f}"
         if target is not None and target.value is not None:
             text += f"/{target.value:.0f}"
@@ -106,7 +110,7 @@ class Entries:
             # 99.96 % must not read as all of them.
             shown = f"{100 * share.value:.1f}".removesuffix(".0")
             text += f" ({'<100' if shown == '100' and share.value < 1 else shown} %)"
-        return Entry(text=text, value=done.value)
+        return TableEntry(text=text, value=done.value)
 
     def is_simulated(self, cell: CellOutcome, metric: str) -> bool:
         """Whether a measured value of this row says nothing about low-bit execution."""
@@ -114,5 +118,5 @@ class Entries:
         return cell.execution == SIMULATED or (record is not None and SIMULATED in record.detail)
 
 
-def _entry(found: MeanInterval) -> Entry:
-    return Entry(value=found.mean, low=found.low, high=found.high, n=found.n)
+def _entry(found: MeanInterval) -> TableEntry:
+    return TableEntry(value=found.mean, low=found.low, high=found.high, n=found.n)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from harness.report.table import ABSENT, BEST, DIFFERS, SECOND, Block, Line, Parts, Table, parts
+from harness.report.table import ABSENT, BEST, DIFFERS, SECOND, Block, EntryText, Line, Table, parts
 from harness.report.terminal import footer
 
 _PREAMBLE = r"""% Compiles by itself; a tabular copied out needs booktabs, multirow, graphicx.
@@ -108,7 +108,7 @@ def _cells(block: Block, line: Line) -> list[str]:
     return [escape(line.label), *entries]
 
 
-def _entry(part: Parts) -> str:
+def _entry(part: EntryText) -> str:
     text = _number(part.main)
     if part.mark == BEST:
         text = rf"\textbf{{{text}}}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.report.table import ABSENT, BEST, DIFFERS, SECOND, Block, Line, Parts, Table, parts
+from harness.report.table import ABSENT, BEST, DIFFERS, SECOND, Block, EntryText, Line, Table, parts
 from harness.report.terminal import footer
 
 
@@ -33,7 +33,7 @@ def _cells(block: Block, line: Line) -> list[str]:
     return [escape(line.label), escape(bits), *entries]
 
 
-def entry_text(part: Parts) -> str:
+def entry_text(part: EntryText) -> str:
     """An entry with its mark, spread, interval and footnotes."""
     text = escape(part.main)
     if part.mark == BEST:

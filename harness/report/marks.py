@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from harness.report import columns as col
 from harness.report import stats
-from harness.report.table import BEST, DIFFERS, SECOND, Entry
+from harness.report.table import BEST, DIFFERS, SECOND, TableEntry
 from harness.spec import Status
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def mark_ranks(
-    column: Column, entries: dict[str, Entry], cells: Sequence[CellOutcome], values: Values
+    column: Column, entries: dict[str, TableEntry], cells: Sequence[CellOutcome], values: Values
 ) -> None:
     """Mark the best and the second row of each width, in place, where the next row is separated.
 
@@ -49,7 +49,7 @@ def mark_ranks(
 
 def mark_differences(
     column: Column,
-    entries: dict[str, Entry],
+    entries: dict[str, TableEntry],
     cells: Sequence[CellOutcome],
     values: Values,
     reference: str,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from harness.report.columns import Column
-    from harness.report.table import Entry, Table
+    from harness.report.table import Table, TableEntry
     from harness.store.records import CellOutcome, Run
 
 BEGIN, END = "<!-- reading -->", "<!-- /reading -->"
@@ -152,10 +152,12 @@ def _width(
     return [*chunks, lost] if lost else chunks
 
 
-def _entries(table: Table | None, model: str) -> tuple[list[Column], dict[str, dict[str, Entry]]]:
+def _entries(
+    table: Table | None, model: str
+) -> tuple[list[Column], dict[str, dict[str, TableEntry]]]:
     """Columns of all blocks of a model side by side, and entries by row and column."""
     columns: list[Column] = []
-    entries: dict[str, dict[str, Entry]] = {}
+    entries: dict[str, dict[str, TableEntry]] = {}
     for block in table.blocks if table is not None else ():
         if block.model != model:
             continue
@@ -166,7 +168,7 @@ def _entries(table: Table | None, model: str) -> tuple[list[Column], dict[str, d
     return columns, entries
 
 
-def _text(column: Column, entry: Entry | None) -> str:
+def _text(column: Column, entry: TableEntry | None) -> str:
     """An entry without its footnotes, which stand in the last column."""
     return "-" if entry is None else entry_text(replace(parts(column, entry), notes=()))
 

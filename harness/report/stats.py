@@ -85,13 +85,6 @@ def estimate(
     return MeanInterval(n=sample.size, mean=mean, low=float(found.low), high=float(found.high))
 
 
-def paired_bootstrap(
-    differences: Sequence[float], *, resamples: int | None = None, seed: int = 0
-) -> MeanInterval | None:
-    """Mean paired difference with its interval, see ``estimate``."""
-    return estimate(differences, resamples=resamples, seed=seed)
-
-
 def sign_flip_p(
     differences: Sequence[float], *, resamples: int | None = None, seed: int = 0
 ) -> float | None:

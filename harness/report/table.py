@@ -18,7 +18,7 @@ ABSENT = "-"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Entry:
+class TableEntry:
     """One place in the table.
 
     Attributes:
@@ -57,7 +57,7 @@ class Line:
     status: str
     execution: str
     unquantized: bool
-    entries: tuple[Entry, ...]
+    entries: tuple[TableEntry, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +102,7 @@ class Table:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Parts:
+class EntryText:
     """An entry as text in pieces, so that each renderer can set them off its own way."""
 
     main: str
@@ -112,14 +112,16 @@ class Parts:
     notes: tuple[str, ...] = ()
 
 
-def parts(column: Column, entry: Entry) -> Parts:
+def parts(column: Column, entry: TableEntry) -> EntryText:
     """Write an entry the way its column shows it."""
     if entry.value is None or entry.text:
-        return Parts(main=entry.text or ABSENT, mark=entry.mark, notes=entry.notes)
+        return EntryText(main=entry.text or ABSENT, mark=entry.mark, notes=entry.notes)
     main = column.number(entry.value) + column.fact.suffix
     spread = "" if entry.spread is None else f"±{column.number(entry.spread)}"
     interval = ""
     if column.interval and entry.low is not None and entry.high is not None:
         ends = (column.number(end, end=True) for end in (entry.low, entry.high))
         interval = f"[{', '.join(ends)}]"
-    return Parts(main=main, spread=spread, interval=interval, mark=entry.mark, notes=entry.notes)
+    return EntryText(
+        main=main, spread=spread, interval=interval, mark=entry.mark, notes=entry.notes
+    )

@@ -10,7 +10,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from harness.report.columns import DELTA, Column
-from harness.report.table import ABSENT, BEST, DIFFERS, SECOND, Block, Line, Parts, Table, parts
+from harness.report.table import ABSENT, BEST, DIFFERS, SECOND, Block, EntryText, Line, Table, parts
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -110,7 +110,7 @@ def _cells(columns: Columns, line: Line, compact: bool) -> list[Text]:
     return found
 
 
-def _text(part: Parts, compact: bool) -> Text:
+def _text(part: EntryText, compact: bool) -> Text:
     main = SHORT.get(part.main, part.main) if compact else part.main
     text = Text.assemble((main, _STYLES.get(part.mark, "")))
     if part.mark == DIFFERS:

@@ -11,11 +11,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from harness.report.columns import Column
-    from harness.report.table import Block, Entry
+    from harness.report.table import Block, TableEntry
     from harness.store.records import Run
 
 
-def revealed(columns: Sequence[Column], grid: Mapping[str, Mapping[str, Entry]]) -> list[Column]:
+def revealed(
+    columns: Sequence[Column], grid: Mapping[str, Mapping[str, TableEntry]]
+) -> list[Column]:
     """Print an official aggregate where some row's differs from our mean by what is printed."""
     ours = {c.metric: c for c in columns if c.kind == col.MEAN}
     found = []
@@ -33,7 +35,7 @@ def revealed(columns: Sequence[Column], grid: Mapping[str, Mapping[str, Entry]])
     return found
 
 
-def _number(column: Column, entry: Entry) -> str:
+def _number(column: Column, entry: TableEntry) -> str:
     return "" if entry.value is None else column.number(entry.value)
 
 

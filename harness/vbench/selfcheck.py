@@ -66,7 +66,7 @@ class Watched:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
+class Compared:
     """One dimension both ways.
 
     Attributes:
@@ -206,7 +206,7 @@ def watch(python: Path, folder: Path, job: Mapping[str, Any]) -> Watched:
     return watched
 
 
-def compare(dimension: str, official: Watched, ours: Watched) -> Row:
+def compare(dimension: str, official: Watched, ours: Watched) -> Compared:
     """One dimension both ways."""
     trouble, failed = "", False
     for way, watched in (("official", official), ("ours", ours)):
@@ -214,7 +214,7 @@ def compare(dimension: str, official: Watched, ours: Watched) -> Row:
             status, detail = watched.troubles[dimension]
             trouble, failed = f"{way}: {status}: {detail}", status not in TOLERATED
     theirs, mine = official.values.get(dimension, {}), ours.values.get(dimension, {})
-    return Row(
+    return Compared(
         dimension=dimension,
         official_s=official.seconds.get(dimension, 0.0),
         ours_s=ours.seconds.get(dimension, 0.0),
@@ -238,7 +238,7 @@ def _difference(a: Mapping[str, float | None], b: Mapping[str, float | None]) ->
     return largest
 
 
-def table(rows: Sequence[Row], official: Watched, ours: Watched) -> list[str]:
+def table(rows: Sequence[Compared], official: Watched, ours: Watched) -> list[str]:
     """The comparison, line by line."""
     head = f"{'dimension':<24} {'equal':<6} {'difference':>10} {'official':>11} {'ours':>11}"
     start = _times(official.seconds.get(REST, 0.0), ours.seconds.get(REST, 0.0))

@@ -56,7 +56,7 @@ _REMEDY = f"install vbench {VBENCH_VERSION}: harness fetch vbench"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Entry:
+class ListedPrompt:
     """One prompt of the official list.
 
     Attributes:
@@ -129,7 +129,7 @@ def load(name: str, full_info: Path) -> PromptSuite:
     )
 
 
-def read(full_info: Path) -> list[Entry]:
+def read(full_info: Path) -> list[ListedPrompt]:
     """Read the official list.
 
     Raises:
@@ -155,7 +155,7 @@ def read(full_info: Path) -> list[Entry]:
     return entries
 
 
-def stratified(entries: Sequence[Entry], count: int) -> list[Entry]:
+def stratified(entries: Sequence[ListedPrompt], count: int) -> list[ListedPrompt]:
     """Take ``count`` entries with every group of dimensions in its share, in the list's order.
 
     A group gets the whole part of ``count * size / total``; what is left goes one each to the
@@ -163,7 +163,7 @@ def stratified(entries: Sequence[Entry], count: int) -> list[Entry]:
     ``size`` entries the k-th of n is number ``floor((2k + 1) size / 2n)``: evenly spaced, for
     neighbours in the list resemble each other.
     """
-    members: dict[tuple[str, ...], list[Entry]] = {}
+    members: dict[tuple[str, ...], list[ListedPrompt]] = {}
     for entry in entries:
         members.setdefault(entry.dimensions, []).append(entry)
     whole = {group: count * len(found) // len(entries) for group, found in members.items()}
@@ -229,8 +229,8 @@ def _subset_size(name: str) -> int:
     return count
 
 
-def _entry(index: int, row: dict[str, Any]) -> Entry:
-    entry = Entry(
+def _entry(index: int, row: dict[str, Any]) -> ListedPrompt:
+    entry = ListedPrompt(
         index=index,
         text=row["prompt_en"],
         dimensions=tuple(row["dimension"]),
@@ -244,7 +244,7 @@ def _entry(index: int, row: dict[str, Any]) -> Entry:
     return entry
 
 
-def _prompt(entry: Entry, *, official: bool) -> Prompt:
+def _prompt(entry: ListedPrompt, *, official: bool) -> Prompt:
     count = FLICKERING_SAMPLES if FLICKERING in entry.dimensions else SAMPLES
     tags = {
         _TAG_DIMENSIONS: " ".join(entry.dimensions),

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.errors import UsageError
-from harness.models.table import BUNDLED, SHAPES_GEN
-from harness.plan.experiment import BUNDLED_MODELS, Experiment, Flags, resolve
+from harness.models.table import SHAPES_GEN
+from harness.plan.experiment import Experiment, Flags, resolve
 from harness.plan.experiment_file import ExperimentFile, load_file
 from harness.score.vbench_plan import JudgeSettings
 from harness.vbench.dimensions import EIGHT
@@ -45,7 +45,6 @@ def test_the_prompts_fit_the_models() -> None:
     suites = '[run]\nsuite = "ours.txt"\n[calibration]\nsuite = "mine.txt"'
     chosen = experiment(suites, models=("shapes", "latte"))
     assert (chosen.suite, chosen.calibration_suite) == ("ours.txt", "mine.txt")
-    assert set(BUNDLED) == set(BUNDLED_MODELS)
 
 
 def test_a_suite_of_vbench_is_run_whole_with_the_seeds_it_asks_for() -> None:

@@ -29,14 +29,14 @@ def test_no_value_has_no_estimate():
 
 
 def test_one_prompt_has_a_mean_and_no_interval():
-    one = stats.paired_bootstrap([2.5])
+    one = stats.estimate([2.5])
     assert one == stats.MeanInterval(n=1, mean=2.5)
     assert not one.excludes_zero
     assert stats.sign_flip_p([2.5]) == 1.0
 
 
 def test_identical_rows_differ_by_exactly_zero():
-    same = stats.paired_bootstrap([0.0] * 8)
+    same = stats.estimate([0.0] * 8)
     assert (same.mean, same.low, same.high) == (0.0, 0.0, 0.0)
     assert not same.excludes_zero
     assert stats.sign_flip_p([0.0] * 8) == 1.0
@@ -44,7 +44,7 @@ def test_identical_rows_differ_by_exactly_zero():
 
 def test_a_constant_gain_excludes_zero_and_has_the_smallest_exact_p():
     gain = [0.3] * 6
-    assert stats.paired_bootstrap(gain).excludes_zero
+    assert stats.estimate(gain).excludes_zero
     assert stats.sign_flip_p(gain) == pytest.approx(2 / 2**6)
 
 

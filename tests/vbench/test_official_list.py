@@ -14,7 +14,7 @@ import pytest
 from harness.errors import UsageError
 from harness.plan.suites import load_suite, refuse_overlap
 from harness.vbench.dimensions import DIMENSIONS, EIGHT
-from harness.vbench.names import NamedClip, link_folder, official_name
+from harness.vbench.names import official_name
 from harness.vbench.suites import auxiliary, dimensions, load
 from harness.vbench.wants import action_classes, action_label, dimensions_for
 
@@ -71,30 +71,6 @@ def test_every_prompt_can_be_a_file_name_as_it_is(rows: list[dict[str, Any]]) ->
     # five clips of the longest: 210 bytes and "-0.mp4"
     assert max(len(official_name(row["prompt_en"], 0).name.encode()) for row in rows) == 216
     assert sum(not name.name.isascii() for name in names) == 1
-
-
-@pytest.mark.parametrize("merges", [False, True])
-def test_all_prompts_get_links_that_the_official_code_finds(
-    tmp_path: Path, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, merges: bool
-) -> None:
-    monkeypatch.setattr("harness.vbench.names.merges_case", lambda _: merges)
-    texts = list(dict.fromkeys(row["prompt_en"] for row in rows))
-    clips = []
-    for i, text in enumerate(texts):
-        path = tmp_path / f"{i:04d}.mp4"
-        path.write_bytes(str(i).encode())
-        clips.append(NamedClip(path=path, prompt=text, index=0))
-    folders = link_folder(clips, tmp_path / "links")
-    # two prompts differ only in case
-    assert len(folders) == (2 if merges else 1)
-    found = {link.name: link for folder in folders for link in folder.iterdir()}
-    assert set(found) == {f"{text}-0.mp4" for text in texts}
-    assert len(found) == len(texts) == 944
-    for i, text in enumerate(texts):
-        assert found[f"{text}-0.mp4"].read_bytes() == str(i).encode()
-    for folder in folders if merges else ():
-        names = [link.name for link in folder.iterdir()]
-        assert len({name.casefold() for name in names}) == len(names)
 
 
 def test_every_prompt_of_human_action_names_one_of_its_classes(

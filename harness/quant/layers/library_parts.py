@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 JSON = dict[str, Any]
 
 
-class Parts(Protocol):
+class LibraryParts(Protocol):
     """How one library's linears are stored."""
 
     @property
@@ -37,7 +37,7 @@ class Parts(Protocol):
         """Undo ``take_apart``; ``shape`` is ``(out_features, in_features)``."""
 
 
-def parts_of(library: str) -> Parts:
+def parts_of(library: str) -> LibraryParts:
     """How linears of a library are stored.
 
     Raises:
@@ -153,7 +153,7 @@ def _bias(linear: nn.Module) -> dict[str, Tensor]:
     return {} if bias is None else {"bias": bias.detach()}
 
 
-_PARTS: dict[str, Parts] = {
+_PARTS: dict[str, LibraryParts] = {
     "torchao": _TorchAO(),
     "optimum-quanto": _Quanto(),
     "bitsandbytes": _BitsAndBytes(),
