@@ -1,17 +1,19 @@
 """Print the structure of the packages: rooms, levels, arrows between rooms, circles.
 
-    python tools/layout.py [--rooms] [--modules]
+    python tools/layout.py [--rooms] [--modules] [--sizes]
 
 A *room* is a folder of ``harness/`` with all that lies below it, a file at its root, or one of the
 packages beside it. An *arrow* leads from a room to one that it imports, imports for type checkers
 alone included. A room stands one *level* above the highest room that it imports; rooms of a circle
 stand on one level. ``--rooms`` prints each room with its level and what it imports, ``--modules``
-the circles between single modules.
+the circles between single modules, ``--sizes`` the longest functions and files: lines of a function
+from its ``def`` to its end without its docstring, all lines of a file.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import graphlib
 import sys
 from collections import defaultdict
@@ -97,11 +99,41 @@ def levels(rooms: Graph) -> dict[str, int]:
     return {room: found[shared.get(room, room)] for room in rooms}
 
 
+def function_lines(path: Path) -> dict[str, int]:
+    """Lines of each function of a file, without its docstring, by place and name."""
+    found = {}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            first, held = node.body[0], ast.get_docstring(node) is not None
+            told = (first.end_lineno or 0) - first.lineno + 1 if held else 0
+            place = f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
+            found[place] = (node.end_lineno or 0) - node.lineno + 1 - told
+    return found
+
+
+def print_sizes() -> None:
+    """Print how many functions and files are long, and which."""
+    paths = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+    functions = {place: n for path in paths for place, n in function_lines(path).items()}
+    files = {
+        str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines())
+        for path in paths
+    }
+    for title, sizes, limit in (("functions", functions, 40), ("files", files, 400)):
+        long = {name: n for name, n in sizes.items() if n > limit}
+        print(f"{title} of more than {limit} lines: {len(long)} of {len(sizes)}")
+        for name in sorted(long, key=lambda name: -long[name]):
+            print(f"  {long[name]:>4}  {name}")
+    longest = max(files, key=lambda name: files[name])
+    print(f"longest file: {longest}, {files[longest]} lines")
+
+
 def main() -> None:
     """Print the figures and, where asked for, what stands behind them."""
     parser = argparse.ArgumentParser(description="Print rooms, levels, arrows and circles.")
     parser.add_argument("--rooms", action="store_true", help="each room: level and imports")
     parser.add_argument("--modules", action="store_true", help="circles of single modules")
+    parser.add_argument("--sizes", action="store_true", help="long functions and long files")
     chosen = parser.parse_args()
     modules = module_graph()
     rooms = room_graph(modules)
@@ -122,6 +154,8 @@ def main() -> None:
     if chosen.rooms:
         for room in sorted(rooms, key=lambda name: (-standing[name], name)):
             print(f"{standing[room]:>3}  {room}: {', '.join(sorted(rooms[room])) or '-'}")
+    if chosen.sizes:
+        print_sizes()
 
 
 if __name__ == "__main__":

@@ -94,9 +94,8 @@ def quantize(
     """
     transformer: nn.Module = pipeline.transformer
     facts = family_by_name(family)
-    sizes = {
-        n: linear_at(transformer, n).weight.numel() for n in target_linears(facts, transformer)
-    }
+    targets = target_linears(facts, transformer)
+    sizes = {name: linear_at(transformer, name).weight.numel() for name in targets}
     total = sum(p.numel() for p in transformer.parameters())
     figures = out / "figures"
     figures.mkdir()

@@ -101,20 +101,15 @@ def make_plan(experiment: Experiment, store: Store) -> Plan:
         UsageError: A name is unknown, or evaluation and calibration prompts overlap.
     """
     device = find_device(experiment.execution.device)
-    python = experiment.judge.python
-    suite = load_suite(experiment.suite, limit=experiment.limit, python=python)
+    suite = load_suite(experiment.suite, limit=experiment.limit, python=experiment.judge.python)
     models = tuple(model_spec(name) for name in experiment.models)
     if len({model.name for model in models}) != len(models):
         raise UsageError("two models have the same name", "rename one of the folders")
     for row in experiment.rows:
         find_method(row.method.name)  # all names before any method, which may import torch
     rows = [(m, *_described(row, m, experiment, store)) for m in models for row in experiment.rows]
-    calibration = None
-    if any(facts.needs_calibration for _, _, facts in rows):
-        calibration = load_suite(
-            experiment.calibration_suite, limit=experiment.calibration_prompts, role="calibration"
-        )
-        refuse_overlap(load_suite(experiment.suite, python=python), calibration)
+    needed = any(facts.needs_calibration for _, _, facts in rows)
+    calibration = _calibration(experiment) if needed else None
     vbench = plan_vbench(
         suite, device, experiment.judge,
         metrics=experiment.metrics, threads=experiment.execution.threads,
@@ -144,6 +139,19 @@ def make_plan(experiment: Experiment, store: Store) -> Plan:
         gens=planner.gens,
         scores=vbench.open(store, [cell.task for cell in cells if not cell.unsupported]),
     )
+
+
+def _calibration(experiment: Experiment) -> PromptSuite:
+    """The calibration prompts.
+
+    Raises:
+        UsageError: Some of them are evaluation prompts too, be it behind the limit.
+    """
+    calibration = load_suite(
+        experiment.calibration_suite, limit=experiment.calibration_prompts, role="calibration"
+    )
+    refuse_overlap(load_suite(experiment.suite, python=experiment.judge.python), calibration)
+    return calibration
 
 
 def _described(

@@ -179,6 +179,15 @@ def describe(
     if question["source"] and path.is_file():
         held = json.loads(path.read_text(encoding="utf-8"))
         return MethodFacts(**{**held, "libraries": tuple(held["libraries"])})
+    facts = _asked(name, chosen, family, bits, quick=quick)
+    _remember(path, facts)
+    return facts
+
+
+def _asked(
+    name: str, chosen: Mapping[str, Any], family: str, bits: tuple[str, ...], *, quick: bool
+) -> MethodFacts:
+    """The answers of ``describe`` from the method itself."""
     from harness.method import Method, resolve_options
     from harness.options import spelled
 
@@ -186,7 +195,7 @@ def describe(
     # A plug-in need not be a subclass of the contract, and then declares no budget.
     short = dict(getattr(method, "quick", {})) if quick else {}
     resolved = resolve_options(method, {**short, **chosen})
-    facts = MethodFacts(
+    return MethodFacts(
         name=name,
         version=method.version,
         needs_calibration=method.needs_calibration,
@@ -203,8 +212,6 @@ def describe(
             if (answer := method.supports(family, BitSpec.parse(width))) is not None
         },
     )
-    _remember(path, facts)
-    return facts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

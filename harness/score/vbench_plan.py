@@ -34,7 +34,7 @@ from harness.vbench.suites import FLICKERING, dimensions, filters_static, is_vbe
 from harness.vbench.wants import ACTION, action_classes, dimensions_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from harness.spec import PromptSuite
@@ -225,12 +225,7 @@ def plan_vbench(
     folder = weights.folder()
     digests = _digests(names, found, folder, lost)
     told = [f"{name}: {why}" for name, why in wants.partly.items() if name not in lost]
-    if digests and weights.is_stand_in(folder) and weights.ids_of(list(digests)):
-        told.append("the weights of VBench are stand-ins: its numbers say nothing about quality")
-    if settings.precision != FLOAT32:
-        told.append(
-            f"vbench computed in {settings.precision}: approximate, not the official values"
-        )
+    told += _departures(settings, folder, digests)
     return VBenchPlan(
         suite=suite,
         judge=_judge(settings, device, found, folder, digests, threads),
@@ -242,6 +237,18 @@ def plan_vbench(
         asked=asked,
         remarks=(*_reasons(lost, folder), *told, *(() if asked else (OTHERS,))),
     )
+
+
+def _departures(settings: JudgeSettings, folder: Path, digests: Collection[str]) -> list[str]:
+    """What makes the values other than the official ones."""
+    told = []
+    if digests and weights.is_stand_in(folder) and weights.ids_of(list(digests)):
+        told.append("the weights of VBench are stand-ins: its numbers say nothing about quality")
+    if settings.precision != FLOAT32:
+        told.append(
+            f"vbench computed in {settings.precision}: approximate, not the official values"
+        )
+    return told
 
 
 def _wanted(metrics: Sequence[str] | None, suite: PromptSuite) -> tuple[tuple[str, ...], bool]:
