@@ -20,6 +20,7 @@ from harness.generate.generate import FACTS_FILE, STEPS_BY_CHOICE
 from harness.quant.layers.artifact import WEIGHTS, artifact_bytes, read_manifest, stored_layers
 from harness.quant.layers.linear import QuantLinear
 from harness.quant.layers.switch import SwitchedLinear
+from harness.store.manifests import sound_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -178,11 +179,9 @@ def inspect(folder: Path, traces: Sequence[Sequence[int]] = ()) -> Inspection:
 def clip_traces(store: Store, artifact_key: str) -> list[list[int]]:
     """The forms chosen at each step of every clip in the store that was made with an artifact."""
     found = []
-    for kind, _, folder in store.entries():
-        if kind != "clip" or not (folder / "manifest.json").is_file():
-            continue
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        if manifest["inputs"].get("quant") == artifact_key:
+    for kind, key, folder in store.entries():
+        manifest = sound_manifest(kind, key, folder) if kind == "clip" else None
+        if manifest is not None and manifest["inputs"].get("quant") == artifact_key:
             facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
             if facts.get(STEPS_BY_CHOICE):
                 found.append([int(form) for form in facts[STEPS_BY_CHOICE]])

@@ -23,28 +23,67 @@ _DAY_S = 86_400.0
     type=click.FloatRange(min=0),
     help="Remove results that no run has used for so many days.",
 )
+@click.option(
+    "--outdated",
+    is_flag=True,
+    help="Remove results of earlier versions whose keys this version never looks up.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be removed.")
-def gc(days: float | None, dry_run: bool) -> None:
-    """Remove what killed workers left, damaged entries and, if asked, old results."""
+def gc(days: float | None, outdated: bool, dry_run: bool) -> None:
+    """Remove what killed workers left, damaged entries and, if asked, old results.
+
+    What a run folder refers to is removed as well. The folder keeps its table, figures and clips,
+    so `report` and `compare` work as before; `verify` and `diagnose` of its rows need the
+    artifacts in the store, and say that they are gone.
+    """
+    from harness.store.manifests import find_outdated
     from harness.store.store import Store
 
     store = Store()
-    doomed = [("leftover", path) for path in store.stale()]
-    doomed += [("damaged", path) for path in sorted((store.root / "quarantine").glob("*"))]
+    earlier = find_outdated(store)
+    doomed = dict.fromkeys(store.stale(), "leftover")
+    doomed |= dict.fromkeys(sorted((store.root / "quarantine").glob("*")), "damaged")
     if days is not None:
-        doomed += [("unused", path) for path in _unused(store, days)]
+        doomed |= dict.fromkeys(_unused(store, days), "unused")
+    if outdated:
+        doomed |= dict.fromkeys(earlier.folders, "outdated")
     total = 0
-    for why, path in doomed:
-        size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+    for path, why in doomed.items():
+        size = _bytes(path)
         total += size
         click.echo(f"{why}: {path.relative_to(store.root)} ({size / 1e6:.1f} MB)")
         if not dry_run:
             shutil.rmtree(path)
     verb = "would free" if dry_run else "freed"
     click.echo(f"{verb} {total / 1e6:.1f} MB in {len(doomed)} folders of {store.root}")
+    if outdated:
+        _say_kept(store, [path for path in earlier.damaged if path not in doomed])
+    else:
+        _hint([path for path in earlier.folders if path not in doomed])
 
 
 def _unused(store: Store, days: float) -> list[Path]:
     """Entries whose folder was not touched; every run touches what it uses."""
     limit = time.time() - days * _DAY_S
     return [folder for _, _, folder in store.entries() if folder.stat().st_mtime < limit]
+
+
+def _bytes(folder: Path) -> int:
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+def _hint(outdated: list[Path]) -> None:
+    """Say that there are results of earlier versions, where there are some."""
+    if outdated:
+        size = sum(_bytes(path) for path in outdated) / 1e6
+        click.echo(
+            f"{len(outdated)} results ({size:.1f} MB) of earlier versions are never found by this "
+            "one: `harness gc --outdated` removes them"
+        )
+
+
+def _say_kept(store: Store, damaged: list[Path]) -> None:
+    """Name the entries of which nobody can say whether they are outdated."""
+    for path in damaged:
+        place = path.relative_to(store.root)
+        click.echo(f"kept: {place}: its manifest is damaged, so its version is not known")

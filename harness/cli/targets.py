@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING
 from harness.errors import HarnessError, UsageError, unknown_name
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from harness.spec import GenSpec, ModelSpec
     from harness.store.records import Run
     from harness.store.store import Store
@@ -38,13 +41,18 @@ class Target:
     run: Path | None = None
 
     def gen(self, spec: ModelSpec) -> GenSpec:
-        """The generation settings it was made for, those of the model where none are recorded."""
+        """The generation settings it was made for, those of the model where none are recorded.
+
+        Raises:
+            HarnessError: The manifest beside it is damaged.
+        """
         from harness.spec import GenSpec
 
         path = self.folder / MANIFEST
         if not path.is_file():
             return spec.gen
-        return GenSpec(**json.loads(path.read_text(encoding="utf-8"))["inputs"]["gen"])
+        with _reading(path):
+            return GenSpec(**json.loads(path.read_text(encoding="utf-8"))["inputs"]["gen"])
 
     def store(self) -> Store | None:
         """The store that it lies in, None where it lies somewhere else."""
@@ -92,20 +100,37 @@ def check_there(target: Target) -> None:
 
 
 def of_folder(folder: Path) -> Target:
-    """An artifact by its folder; the store's manifest says which model it belongs to."""
+    """An artifact by its folder; the store's manifest says which model it belongs to.
+
+    Raises:
+        HarnessError: The manifest beside it is damaged.
+    """
     path = folder / MANIFEST
     if not path.is_file():
         return Target(name=folder.name[:12], folder=folder, model="", bits="")
     from harness.models.table import BUNDLED
 
-    about = json.loads(path.read_text(encoding="utf-8"))["about"]
-    name = about["model"]["name"]
-    return Target(
-        name=f"{name}--{about['label']}--{about['bits']}",
-        folder=folder,
-        model=name if name in BUNDLED else about["model"]["repo"],
-        bits=about["bits"],
-    )
+    with _reading(path):
+        about = json.loads(path.read_text(encoding="utf-8"))["about"]
+        name = about["model"]["name"]
+        return Target(
+            name=f"{name}--{about['label']}--{about['bits']}",
+            folder=folder,
+            model=name if name in BUNDLED else about["model"]["repo"],
+            bits=about["bits"],
+        )
+
+
+@contextlib.contextmanager
+def _reading(manifest: Path) -> Iterator[None]:
+    """Say in two lines that a manifest does not hold what one holds."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError) as cause:
+        raise HarnessError(
+            f"'{manifest}' is damaged ({cause.__class__.__name__})",
+            "run the experiment again, or copy the artifact without it to another folder",
+        ) from cause
 
 
 def of_run(folder: Path, cell: str | None) -> list[Target]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from harness.score.scorer import clips_of
 from harness.store.keys import SCHEMA
-from harness.store.store import MANIFEST
+from harness.store.manifests import sound_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,11 +81,10 @@ class _Past:
     def _manifests(self, kind: str) -> list[dict[str, Any]]:
         if kind not in self._known:
             self._known[kind] = []
-            for of, _, folder in self.store.entries():
-                if of == kind:
-                    with contextlib.suppress(OSError, ValueError):
-                        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-                        self._known[kind].append(manifest)
+            for of, key, folder in self.store.entries():
+                manifest = sound_manifest(of, key, folder) if of == kind else None
+                if manifest is not None:
+                    self._known[kind].append(manifest)
         return self._known[kind]
 
 

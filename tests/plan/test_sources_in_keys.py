@@ -17,6 +17,7 @@ from harness.plan.why import made_again
 from harness.score.registry import load_scorer
 from harness.spec import Prompt
 from harness.store import sources
+from harness.store.keys import digest
 from harness.store.store import Entry, Store
 from tests.doubles import write_model_folder
 
@@ -220,9 +221,13 @@ def test_a_dry_run_says_what_changed_since_when(
     day = str(store.journal()[0]["at"])[:10]
     assert found["model--rtn--w4a4"] == f"toolkit changed since {day}"
     assert "model--fp--fp" not in found
-    for path in (store.root / "artifact").glob("??/*/manifest.json"):
+    for path in list((store.root / "artifact").glob("??/*/manifest.json")):
         manifest = json.loads(path.read_text())
         manifest["inputs"] |= {"schema": 1, "options": {"group": 0, "modulation": "w"}}
+        manifest["key"] = digest(manifest["inputs"])
         path.write_text(json.dumps(manifest))
+        earlier = store.folder("artifact", manifest["key"])
+        earlier.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.rename(earlier)
     found = made_again(plan_of(place), Store())
     assert found["model--rtn--w4a4"] == f"keys changed (schema 1 to 2) since {day}"
