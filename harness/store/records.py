@@ -129,7 +129,7 @@ def load_run(folder: Path) -> Run:
     """Read a run folder.
 
     Raises:
-        HarnessError: The folder is not a run or was written by another schema.
+        HarnessError: The folder is not a run, is damaged, or was written by another schema.
     """
     try:
         head = json.loads((folder / RUN_FILE).read_text())
@@ -138,11 +138,23 @@ def load_run(folder: Path) -> Run:
             f"'{folder}' is not a run folder ({cause.__class__.__name__})",
             f"give a folder that holds {RUN_FILE}; `harness run` prints it in its last line",
         ) from cause
-    if head.get("schema") != SCHEMA:
+    found = head.get("schema") if isinstance(head, dict) else None
+    if found != SCHEMA:
         raise HarnessError(
-            f"run '{folder}' has schema {head.get('schema')}, this version reads {SCHEMA}",
+            f"run '{folder}' has schema {found}, this version reads {SCHEMA}",
             "run it again with this version; the store keeps what is still valid",
         )
+    try:
+        return _run(folder, head)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as cause:
+        raise HarnessError(
+            f"the files of run '{folder}' are damaged ({cause.__class__.__name__}: {cause})",
+            "type the command of the run again; it finds in the store what it made",
+        ) from cause
+
+
+def _run(folder: Path, head: dict[str, Any]) -> Run:
+    """The run whose ``run.json`` holds ``head``."""
     path = folder / RECORDS_FILE
     return Run(
         id=head["run"],

@@ -270,7 +270,7 @@ def test_the_command_says_prompts_and_cost_first_and_leaves_its_files(
     from harness.models import table
 
     monkeypatch.setattr(
-        table, "_default_gen", lambda folder: dataclasses.replace(GENS[COG], steps=3)
+        table, "_cogvideox_gen", lambda folder: dataclasses.replace(GENS[COG], steps=3)
     )
     (tmp_path / "p.txt").write_text("a red circle moving left\na blue square grows\n")
     folders = [

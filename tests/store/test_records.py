@@ -8,7 +8,16 @@ import pytest
 
 from harness.errors import HarnessError
 from harness.spec import Record, Status
-from harness.store.records import RUN_FILE, CellOutcome, Run, dump, load_run, parse, write_run
+from harness.store.records import (
+    RECORDS_FILE,
+    RUN_FILE,
+    CellOutcome,
+    Run,
+    dump,
+    load_run,
+    parse,
+    write_run,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,4 +88,30 @@ def test_what_is_no_run_is_said_so(tmp_path: Path) -> None:
         load_run(tmp_path)
     (tmp_path / RUN_FILE).write_text('{"schema": 99}')
     with pytest.raises(HarnessError, match="has schema 99"):
+        load_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (RUN_FILE, '{"schema": 1}'),
+        (RUN_FILE, '{"schema": 1, "run": "r", "cells": 3}'),
+        (RECORDS_FILE, "{half"),
+        (RECORDS_FILE, "7"),
+        (RECORDS_FILE, '{"run": "r"}'),
+        (RECORDS_FILE, '{"status": "better"}'),
+        (RECORDS_FILE, "\udcff"),
+    ],
+)
+def test_damaged_files_of_a_run_are_said_so(tmp_path: Path, name: str, text: str) -> None:
+    write_run(run(tmp_path))
+    (tmp_path / name).write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(HarnessError, match="are damaged") as caught:
+        load_run(tmp_path)
+    assert "the command of the run" in caught.value.hint
+
+
+def test_a_run_file_that_is_a_list_is_said_so(tmp_path: Path) -> None:
+    (tmp_path / RUN_FILE).write_text("[1]")
+    with pytest.raises(HarnessError, match="has schema None"):
         load_run(tmp_path)
