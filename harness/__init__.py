@@ -2,7 +2,8 @@
 
 From Python:
 
-    artifact = harness.quantize(pipeline, "s2q", bits="w4a6", out="my-artifact")
+    pipeline = harness.load_pipeline("shapes")
+    artifact = harness.quantize(pipeline, "rtn", bits="w4a6", out="my-artifact")
     harness.load_quantized(pipeline, artifact.folder)
     run = harness.run_experiment(methods=["rtn", "s2q"], bits=["w4a6"], limit=4)
     run.frame()
@@ -17,17 +18,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from harness.door import Artifact as Artifact
+    from harness.door import load_pipeline as load_pipeline
+    from harness.door import load_quantized as load_quantized
+    from harness.door import load_run as load_run
     from harness.door import quantize as quantize
     from harness.door import run_experiment as run_experiment
-    from harness.quant.layers.artifact import load_quantized as load_quantized
+    from harness.errors import HarnessError as HarnessError
     from harness.store.records import Run as Run
-    from harness.store.records import load_run as load_run
 
 _HOMES = {
     "Artifact": "harness.door",
+    "HarnessError": "harness.errors",
     "Run": "harness.store.records",
-    "load_quantized": "harness.quant.layers.artifact",
-    "load_run": "harness.store.records",
+    "load_pipeline": "harness.door",
+    "load_quantized": "harness.door",
+    "load_run": "harness.door",
     "quantize": "harness.door",
     "run_experiment": "harness.door",
 }
@@ -42,4 +47,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_HOMES]
+    return sorted({*globals(), *_HOMES})

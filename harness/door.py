@@ -2,8 +2,9 @@
 
     import harness
 
-    artifact = harness.quantize(pipeline, "s2q", bits="w4a6", out="cogvideox-s2q-w4a6")
-    harness.load_quantized(another_pipeline, artifact.folder)
+    pipeline = harness.load_pipeline("shapes")
+    artifact = harness.quantize(pipeline, "rtn", bits="w4a6", out="shapes-rtn-w4a6")
+    harness.load_quantized(pipeline, artifact.folder)
     run = harness.run_experiment(methods=["rtn", "s2q"], bits=["w4a6"], limit=4)
     run.frame()
 
@@ -12,26 +13,29 @@ The command line calls the same functions.
 
 from __future__ import annotations
 
-import copy
-import shutil
+import os
 import sys
-import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from harness.bits import BitSpec
-from harness.errors import UsageError
+from harness.errors import UsageError, unknown_name
 from harness.spec import GenSpec, Prompt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from diffusers import DiffusionPipeline
 
+    from harness.method import Method
+    from harness.plan.experiment import Experiment, Flags
+    from harness.plan.experiment_file import ExperimentFile
     from harness.store.records import Run
 
-CALIBRATION_PROMPTS = 10  # as `harness run` records them
+_SETTINGS = ("height", "width", "frames", "steps", "guidance", "max_text_tokens")
+_SEVERAL = ("models", "methods", "bits", "seeds", "metrics")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,15 +52,83 @@ class Artifact:
     report: dict[str, Any]
 
 
+def load_pipeline(
+    model: str | Path, *, device: str | None = None, dtype: str | None = None
+) -> DiffusionPipeline:
+    """Load a model as ``harness run`` does.
+
+    Args:
+        model: A bundled name (``shapes``), a folder in diffusers format, or a model of the hub by
+            short name or id, at the commit that was locked when this machine first used it.
+        device: ``cpu``, ``cuda``, ``cuda:1``; None for a GPU where there is one.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; None for the model's own.
+
+    Returns:
+        A pipeline of diffusers, ready to sample.
+
+    Raises:
+        UsageError: There is no such model.
+        HarnessError: It cannot be loaded, or belongs to no supported family.
+    """
+    import torch
+
+    from harness.models.load import load_pipeline as load
+    from harness.models.table import model_spec
+
+    if dtype not in (None, *(known := ("float32", "bfloat16", "float16"))):
+        raise unknown_name("dtype", str(dtype), known)
+    spec = model_spec(str(model))
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return load(spec, device=chosen, dtype=dtype or spec.gen.dtype)
+
+
+def load_quantized(pipeline: DiffusionPipeline, artifact: str | Path) -> DiffusionPipeline:
+    """Put an artifact into a diffusers pipeline, in place: all that a user of the model needs.
+
+    Args:
+        pipeline: A full-precision pipeline of the model that the artifact was made from.
+        artifact: Folder of the artifact.
+
+    Returns:
+        The same pipeline, its denoiser quantized.
+
+    Raises:
+        UsageError: The pipeline has no denoiser, or one that is quantized already.
+        HarnessError: The folder is no artifact, or belongs to another model.
+    """
+    from harness.artifact.loaded import open_family
+    from harness.quant.layers.artifact import load_quantized as load
+
+    open_family(pipeline)
+    return load(pipeline, Path(artifact).expanduser())
+
+
+def load_run(folder: str | Path) -> Run:
+    """Read what ``harness run`` or ``run_experiment`` left.
+
+    Args:
+        folder: The run folder.
+
+    Returns:
+        The run: ``frame()`` are its records as a DataFrame, ``cells`` its rows with their status.
+
+    Raises:
+        HarnessError: The folder is not a run or was written by another schema.
+    """
+    from harness.store.records import load_run as load
+
+    return load(Path(folder).expanduser())
+
+
 def quantize(
     pipeline: DiffusionPipeline,
-    method: str,
+    method: str | Method | type[Method],
     *,
     bits: str,
     out: str | Path,
     options: Mapping[str, Any] | None = None,
-    prompts: str | Sequence[str] = "calib-general",
-    calibration_prompts: int = CALIBRATION_PROMPTS,
+    prompts: str | Sequence[str] | None = None,
+    calibration_prompts: int | None = None,
     gen: Mapping[str, Any] | None = None,
     seed: int = 0,
     inplace: bool = False,
@@ -65,23 +137,26 @@ def quantize(
     """Quantize the denoiser of a loaded pipeline, with calibration made for it.
 
     Trajectories of the calibration prompts are recorded where the method wants them, then the
-    method runs, and what it left is verified before this returns.
+    method runs, and what it left is verified before this returns. All of it happens in a hidden
+    folder beside ``out``, which becomes ``out`` at the end and is gone after an error.
 
     Args:
         pipeline: A full-precision text-to-video pipeline of diffusers, of a family that
             ``harness list models`` knows, on the device to compute on.
-        method: Name of a method, or ``module:attribute`` of one's own.
+        method: Name of a method, ``module:attribute`` of one's own, or the class or object itself.
         bits: ``w4a6``: weight bits, then activation bits.
         out: Folder of the artifact; must not exist, or be empty.
         options: Options that differ from the method's defaults (``harness show method NAME``).
-        prompts: Calibration prompts: texts, a bundled suite, or a file of prompts.
-        calibration_prompts: The first so many of them.
-        gen: Generation settings that differ from the model's own: ``height``, ``width``,
+        prompts: Calibration prompts: a list of texts, a bundled suite, or a file of prompts. None
+            for the suite that ``harness run`` takes for the model.
+        calibration_prompts: The first so many of them; None for all texts of a list, and for the
+            first 10 of a suite or a file.
+        gen: Generation settings that differ from the model's own: ``height``, ``width`` (pixels),
             ``frames``, ``steps``, ``guidance``, ``max_text_tokens``.
         seed: Seed of everything random in the calibration.
         inplace: Quantize this pipeline's denoiser itself, which saves the memory of a copy; an
             error on the way leaves it half quantized. False leaves the pipeline as it is.
-        progress: Called with a fraction and a text.
+        progress: Called with a fraction from 0 to 1 and a text.
 
     Returns:
         The artifact.
@@ -90,31 +165,25 @@ def quantize(
         UsageError: A name, an option, a width or a setting cannot be meant, or ``out`` holds
             something.
         UnsupportedError: The method does not run on this model at this width.
-        HarnessError: The artifact does not hold what was declared.
+        InfraError: ``out`` cannot be written.
+        HarnessError: The denoiser belongs to no supported family, or the artifact does not hold
+            what was declared.
     """
-    from harness.artifact.loaded import check_out, open_family, record_and_quantize
-    from harness.plan.registry import load_method
+    from harness.artifact import loaded
 
-    chosen, width, family = load_method(method), BitSpec.parse(bits), open_family(pipeline)
-    settings = replace(own_settings(pipeline, family), **dict(gen or {}))
+    family, target = loaded.open_family(pipeline), loaded.check_out(Path(out))
+    chosen, width, values = _method(method), BitSpec.parse(str(bits)), dict(options or {})
+    loaded.check_request(chosen, values, family, width)
+    settings = _with_changes(loaded.own_settings(pipeline, family), gen or {})
     texts: tuple[Prompt, ...] = ()
     if chosen.needs_calibration:
-        texts = _prompts(prompts, calibration_prompts)
-    target = check_out(Path(out))
-    worked = pipeline
-    if not inplace:
-        worked = copy.copy(pipeline)
-        worked.register_modules(transformer=copy.deepcopy(pipeline.transformer))
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
-        made = Path(scratch) / "artifact"
-        made.mkdir()
-        report = record_and_quantize(
-            pipeline, worked, chosen, bits=width, options=dict(options or {}), family=family,
-            gen=settings, prompts=texts, seed=seed, scratch=Path(scratch), out=made,
-            progress=progress or _silent,
+        texts = _prompts(_suite_for(pipeline) if prompts is None else prompts, calibration_prompts)
+    worked = loaded.working_pipeline(pipeline, inplace=inplace)
+    with loaded.made_whole(target) as scratch:
+        report = loaded.record_and_quantize(
+            worked, chosen, bits=width, options=values, family=family, gen=settings,
+            prompts=texts, seed=seed, scratch=scratch, progress=progress or _silent,
         )  # fmt: skip
-        shutil.rmtree(target, ignore_errors=True)
-        made.rename(target)
     return Artifact(folder=target, report=report)
 
 
@@ -127,89 +196,193 @@ def run_experiment(
     """Run an experiment as ``harness run`` does, and give its records.
 
     What the store has is found, what is missing is made by worker processes, and the run folder is
-    written; the same call goes on where an interrupted one stopped.
+    written; the same call goes on where an interrupted one stopped. A row that fails does not
+    raise: its status says so.
 
     Args:
         file: An experiment file (TOML), or its content as a dict: ``{"run": {...}, ...}``.
         progress: Show progress on stderr.
-        **flags: What ``harness run`` takes, without dashes: ``methods``, ``bits``, ``models``,
-            ``suite``, ``limit``, ``seeds``, ``metrics``, ``out``, ``device``, ``jobs``,
-            ``baselines``. Lists of names may be lists, tuples or one name.
+        **flags: What ``harness run`` takes, without dashes; they override the file. Names, or
+            texts with commas between them, or lists: ``methods``, ``bits``, ``models``,
+            ``metrics``. Integers: ``seeds`` (or a list of them), ``limit``, ``jobs``. Texts:
+            ``suite``, ``out``, ``device``. A bool: ``baselines``.
 
     Returns:
-        The run: ``frame()`` are its records as a DataFrame, ``cells`` its rows with their status.
+        The run: ``frame()`` are its records as a DataFrame, ``cells`` its rows with their status,
+        ``folder`` where it and its tables lie.
 
     Raises:
         UsageError: The experiment cannot be meant.
         InfraError: The results cannot be written.
     """
+    from rich.console import Console
+
     from harness.plan.experiment import resolve
-    from harness.plan.experiment_file import ExperimentFile, load_file, read_table
+    from harness.report import render_run
     from harness.run.progress import ProgressMonitor
     from harness.run.run import Silent, execute, preflight, prepare
     from harness.store.store import Store
 
-    if file is None:
-        content = ExperimentFile()
-    elif isinstance(file, (str, Path)):
-        content = load_file(Path(file))
-    else:
-        content = read_table(dict(file), "the experiment")
-    experiment, store = resolve(content, _flags(flags)), Store()
+    experiment, store = resolve(_content(file), _flags(flags)), Store()
     prepared = prepare(experiment, store)
     preflight(prepared, store)
     command = ["harness.run_experiment", *sys.argv[:1]]
-    if not progress:
-        return execute(prepared, store, Silent(), command)
-    with ProgressMonitor(prepared) as monitor:
-        return execute(prepared, store, monitor, command)
+    with _importable(experiment):
+        if progress:
+            with ProgressMonitor(prepared) as monitor:
+                run = execute(prepared, store, monitor, command)
+        else:
+            run = execute(prepared, store, Silent(), command)
+    render_run(prepared.folder, Console(quiet=True))
+    return run
 
 
-def own_settings(pipeline: DiffusionPipeline, family: str) -> GenSpec:
-    """The generation settings that a loaded pipeline is normally run with."""
-    from harness.models.hub import FAMILY_GEN
-    from harness.models.table import cogvideox_gen
+def _suite_for(pipeline: DiffusionPipeline) -> str:
+    """The calibration suite that ``harness run`` takes for a model."""
+    from harness.artifact.loaded import is_bundled
+    from harness.plan.experiment import DEFAULT_CALIBRATION, GENERAL_CALIBRATION
 
-    dtype = str(pipeline.transformer.dtype).removeprefix("torch.")
-    if family == "cogvideox":
-        scale: int = pipeline.vae_scale_factor_spatial
-        return replace(cogvideox_gen(dict(pipeline.transformer.config), scale), dtype=dtype)
-    return replace(FAMILY_GEN[family], dtype=dtype)
+    return DEFAULT_CALIBRATION if is_bundled(pipeline) else GENERAL_CALIBRATION
 
 
-def _prompts(prompts: str | Sequence[str], count: int) -> tuple[Prompt, ...]:
-    """Calibration prompts by suite, by file, or as texts."""
+def _method(given: Any) -> Method:
+    """A method by name, by class or as it is."""
+    from harness.plan.registry import load_method
+
+    if isinstance(given, str):
+        return load_method(given)
+    made: Any = given() if isinstance(given, type) else given
+    if not callable(getattr(made, "quantize_", None)):
+        raise UsageError(
+            f"{given!r} is no method", "give a name, or a subclass of harness.api.Method"
+        )
+    method: Method = made
+    return method
+
+
+def _with_changes(own: GenSpec, changes: Mapping[str, Any]) -> GenSpec:
+    """Generation settings with changes, held to the types and bounds of ``[gen]``.
+
+    Raises:
+        UsageError: A setting is unknown, has another type, or lies out of its bounds.
+    """
+    from harness.plan.experiment_file import read_table
+
+    for name in changes:
+        if name not in _SETTINGS:
+            raise unknown_name("generation setting", str(name), _SETTINGS)
+    read = read_table({"gen": dict(changes)}, "quantize").gen.model_dump(exclude_none=True)
+    if "guidance" in read:
+        read["guidance"] = float(read["guidance"])
+    return replace(own, **read)
+
+
+def _prompts(prompts: str | Sequence[str], count: int | None) -> tuple[Prompt, ...]:
+    """Calibration prompts by suite, by file, or as texts.
+
+    Raises:
+        UsageError: There are none, or something else was given.
+    """
+    from harness.plan.experiment import DEFAULT_CALIBRATION_PROMPTS
     from harness.plan.suites import load_suite
 
-    if isinstance(prompts, str):
-        return load_suite(prompts, limit=count, role="calibration").prompts
-    texts = [text for text in prompts if text.strip()][:count]
+    if count is not None and (not isinstance(count, int) or count < 1):
+        raise UsageError(
+            f"calibration_prompts is {count!r}", "give a number of at least 1, or None"
+        )
+    if isinstance(prompts, (str, PurePath)):
+        limit = count or DEFAULT_CALIBRATION_PROMPTS
+        return load_suite(str(prompts), limit=limit, role="calibration").prompts
+    given = list(prompts)
+    if wrong := [text for text in given if not isinstance(text, str)]:
+        raise UsageError(f"calibration prompt {wrong[0]!r} is no text", "give a list of texts")
+    texts = [text for text in given if text.strip()][:count]
     if not texts:
         raise UsageError("there are no calibration prompts", "give texts, or the name of a suite")
     return tuple(Prompt(id=f"prompt-{i:03d}", text=text) for i, text in enumerate(texts))
 
 
-def _flags(given: Mapping[str, Any]) -> Any:
-    """Flags of an experiment from keyword arguments.
+def _content(file: str | Path | Mapping[str, Any] | None) -> ExperimentFile:
+    """An experiment file by path or content, an empty one for None.
 
     Raises:
-        UsageError: One of them is unknown.
+        UsageError: It cannot be read, or a key or value in it is wrong.
+    """
+    from collections.abc import Mapping
+
+    from harness.plan.experiment_file import load_file, read_table
+
+    if isinstance(file, (str, PurePath)):
+        return load_file(Path(file))
+    if file is not None and not isinstance(file, Mapping):
+        raise UsageError(f"{file!r} is no experiment", "give the path of a TOML file, or a dict")
+    return read_table(dict(file or {}), "the experiment")
+
+
+def _flags(given: Mapping[str, Any]) -> Flags:
+    """Flags of an experiment from keyword arguments, held to the types of the experiment file.
+
+    Raises:
+        UsageError: One of them is unknown, or has another type.
     """
     import dataclasses
 
-    from harness.errors import unknown_name
     from harness.plan.experiment import Flags
+    from harness.plan.experiment_file import RunSection, read_table
 
     known = {f.name for f in dataclasses.fields(Flags)}
-    found: dict[str, Any] = {}
+    sections: dict[str, dict[str, Any]] = {"run": {}, "execution": {}}
     for name, value in given.items():
         if name not in known:
             raise unknown_name("argument", name, known)
-        several = name in ("models", "methods", "bits", "seeds", "metrics")
-        if several and value is not None:
-            value = (value,) if isinstance(value, (str, int)) else tuple(value)
-        found[name] = Path(value) if name == "out" and value is not None else value
+        section = "run" if name in RunSection.model_fields else "execution"
+        sections[section][name] = _listed(value) if name in _SEVERAL else _text(value)
+    read = read_table(sections, "run_experiment")
+    found = {name: getattr(read.run, name) for name in sections["run"]}
+    found |= {name: getattr(read.execution, name) for name in sections["execution"]}
+    for name in _SEVERAL:
+        found[name] = tuple(found[name]) if found.get(name) is not None else None
+    found["out"] = Path(found["out"]) if found.get("out") is not None else None
     return Flags(**found)
+
+
+def _listed(value: Any) -> Any:
+    """One name, or several with commas between them, as the list that an experiment file has."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    if isinstance(value, (list, tuple)):
+        return [_text(part) for part in value]
+    return [_text(value)] if isinstance(value, PurePath) else value
+
+
+def _text(value: Any) -> Any:
+    return str(value) if isinstance(value, PurePath) else value
+
+
+@contextmanager
+def _importable(experiment: Experiment) -> Iterator[None]:
+    """Let workers import what this process can: methods and metrics named ``module:attribute``.
+
+    A worker is another Python, which has not this one's ``sys.path`` but its environment.
+    """
+    import importlib.util
+
+    names = [*(row.method.name for row in experiment.rows), *(experiment.metrics or ())]
+    tops = dict.fromkeys(name.partition(":")[0].partition(".")[0] for name in names if ":" in name)
+    specs = [found for top in tops if (found := importlib.util.find_spec(top)) is not None]
+    places = [next(iter(s.submodule_search_locations or [s.origin or ""])) for s in specs]
+    folders = [str(Path(place).absolute().parent) for place in places if place]
+    before = os.environ.get("PYTHONPATH")
+    path = [*folders, *(before.split(os.pathsep) if before else ())]
+    if path:
+        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path))
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("PYTHONPATH", None)
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 def _silent(fraction: float, text: str) -> None:

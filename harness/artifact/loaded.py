@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import tempfile
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
 
 from harness.artifact.quantize import quantize
 from harness.artifact.stage import REPORT
 from harness.artifact.verify import verify
-from harness.errors import UnsupportedError, UsageError
+from harness.errors import InfraError, UnsupportedError, UsageError
+from harness.method import resolve_options
 from harness.models.families import family_name_of
+from harness.models.hub import FAMILY_GEN, HUB, TWO_DENOISERS, refuse_two_denoisers
+from harness.models.shapes import weights_dir
+from harness.models.table import SHAPES_GEN, SHAPES_WEIGHTS, cogvideox_gen
 from harness.models.trajectories import record_pool
 from harness.quant.layers.layers import quantized_layers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Sequence
 
     from diffusers import DiffusionPipeline
 
@@ -31,37 +42,149 @@ def open_family(pipeline: DiffusionPipeline) -> str:
     """Family of a loaded pipeline's denoiser.
 
     Raises:
-        UsageError: It has none, or one that is quantized already.
-        HarnessError: The denoiser belongs to no supported family.
+        UsageError: It has none, one that is quantized already, or one that is moved between
+            devices while it runs.
+        HarnessError: The denoiser belongs to no supported family, or is one of two.
     """
     transformer = getattr(pipeline, "transformer", None)
-    if transformer is None:
+    if not isinstance(transformer, nn.Module):
         raise UsageError(
             f"a {type(pipeline).__name__} has no transformer to quantize",
             "give a loaded text-to-video pipeline of diffusers",
         )
-    if quantized_layers(transformer):
+    if quantized_layers(transformer) or getattr(transformer, "hf_quantizer", None) is not None:
         raise UsageError(
             "the denoiser of this pipeline is quantized already", "load the pipeline again"
         )
-    return family_name_of(type(transformer).__name__)
+    if hasattr(transformer, "_hf_hook"):
+        raise UsageError(
+            "the denoiser of this pipeline is moved between devices while it runs",
+            "call enable_model_cpu_offload() and the like afterwards",
+        )
+    family = family_name_of(type(transformer).__name__)
+    if getattr(pipeline, TWO_DENOISERS, None) is not None:
+        index = {TWO_DENOISERS: [type(transformer).__name__]}
+        refuse_two_denoisers(type(pipeline).__name__, index)
+    return family
+
+
+def own_settings(pipeline: DiffusionPipeline, family: str) -> GenSpec:
+    """The generation settings that a loaded pipeline is normally run with.
+
+    Those of ``harness run`` for a bundled model or a known one of the hub, by where the pipeline
+    was loaded from; else what the denoiser's config or its family says.
+    """
+    dtype = str(pipeline.transformer.dtype).removeprefix("torch.")
+    known = {model.repo: model.gen for model in HUB.values()}
+    source = str(pipeline.name_or_path)
+    if is_bundled(pipeline):
+        found = SHAPES_GEN
+    elif source in known:
+        found = known[source]
+    elif family == "cogvideox":
+        scale: int = pipeline.vae_scale_factor_spatial
+        found = cogvideox_gen(dict(pipeline.transformer.config), scale)
+    else:
+        found = FAMILY_GEN[family]
+    return replace(found, dtype=dtype)
+
+
+def is_bundled(pipeline: DiffusionPipeline) -> bool:
+    """Whether a pipeline was loaded from the weights of this package."""
+    source = pipeline.name_or_path
+    folder = Path(os.environ.get(SHAPES_WEIGHTS) or weights_dir())
+    return bool(source) and Path(str(source)).resolve() == folder.resolve()
+
+
+def check_request(method: Method, options: dict[str, Any], family: str, bits: BitSpec) -> None:
+    """Refuse what a method cannot make, before anything is computed.
+
+    Args:
+        method: The method.
+        options: Options that differ from the defaults.
+        family: Family of the denoiser.
+        bits: Nominal widths.
+
+    Raises:
+        UsageError: An option is unknown, has another type, or lies out of its bounds.
+        UnsupportedError: The method does not run on this family at this width.
+    """
+    resolve_options(method, options)
+    refused = method.supports(family, bits)
+    if method.unquantized or refused is not None:
+        why = refused.reason if refused is not None else "it leaves the model as it is"
+        raise UnsupportedError(
+            f"method '{method.name}' makes no {bits} of a {family} model: {why}",
+            "harness list methods shows what runs on what",
+        )
 
 
 def check_out(out: Path) -> Path:
-    """The absolute folder of an artifact that is still to be made.
+    """The absolute folder of an artifact that is still to be made; nothing is made here.
 
     Raises:
-        UsageError: Something lies there.
+        UsageError: Something lies there, or a file lies on the way.
     """
-    target = out.expanduser().absolute()
+    target = out.expanduser().resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"'{target}' holds something already", "give a folder that is not there")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    if not (above := _above(target)).is_dir():
+        raise UsageError(f"'{target}' lies below the file '{above}'", "give another folder")
     return target
 
 
+@contextmanager
+def made_whole(target: Path) -> Iterator[Path]:
+    """A scratch folder whose ``artifact`` becomes ``target`` where no error comes, and goes else.
+
+    Args:
+        target: Absolute path of a folder that does not exist or is empty.
+
+    Raises:
+        InfraError: The disk cannot be written there.
+    """
+    try:
+        scratch = tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=_above(target))
+    except OSError as cause:
+        raise InfraError(
+            f"'{target}' cannot be written: {cause.strerror}", "give another folder"
+        ) from cause
+    with scratch as name:
+        made = Path(name) / "artifact"
+        made.mkdir()
+        yield Path(name)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            made.rename(target)  # onto an empty folder too, and onto no other
+        except OSError as cause:
+            raise InfraError(
+                f"'{target}' cannot be written: {cause.strerror}", "give another folder"
+            ) from cause
+
+
+def _above(target: Path) -> Path:
+    """The nearest thing above a path that exists, on the same disk as what will be made there."""
+    return next(folder for folder in target.parents if folder.exists())
+
+
+def working_pipeline(pipeline: DiffusionPipeline, *, inplace: bool) -> DiffusionPipeline:
+    """A pipeline to record with and to quantize; sampling with it leaves no trace in the other.
+
+    Args:
+        pipeline: The pipeline that was given.
+        inplace: Whether it has the same denoiser, else a copy.
+    """
+    worked = copy.copy(pipeline)
+    worked.register_modules(scheduler=copy.deepcopy(pipeline.scheduler))
+    if not inplace:
+        worked.register_modules(transformer=copy.deepcopy(pipeline.transformer))
+    worked.set_progress_bar_config(disable=True)
+    denoiser: nn.Module = worked.transformer
+    denoiser.eval().requires_grad_(False)
+    return worked
+
+
 def record_and_quantize(
-    pipeline: DiffusionPipeline,
     worked: DiffusionPipeline,
     method: Method,
     *,
@@ -72,39 +195,30 @@ def record_and_quantize(
     prompts: Sequence[Prompt],
     seed: int,
     scratch: Path,
-    out: Path,
     progress: Callable[[float, str], None],
 ) -> dict[str, Any]:
     """Record trajectories where the method wants them, quantize, verify.
 
     Args:
-        pipeline: The pipeline, which verification reads where it is still in full precision.
-        worked: The pipeline whose denoiser is quantized; may be ``pipeline`` itself.
-        method: The method.
+        worked: The pipeline whose denoiser is quantized.
+        method: The method, which ``check_request`` has let through.
         bits: Nominal widths.
         options: Options that differ from the defaults.
         family: Family of the denoiser.
         gen: Generation settings.
         prompts: Calibration prompts; empty for a data-free method.
         seed: Calibration seed.
-        scratch: Existing folder for the trajectories.
-        out: Existing folder of the artifact.
+        scratch: Existing folder with an empty ``artifact`` in it; trajectories lie beside that.
         progress: Progress callback.
 
     Returns:
         The report that lies beside the artifact.
 
     Raises:
-        UnsupportedError: The method does not run on this family at this width.
+        UnsupportedError: The method found that it cannot quantize this model.
         HarnessError: The artifact does not hold what was declared.
     """
-    refused = None if method.unquantized else method.supports(family, bits)
-    if method.unquantized or refused is not None:
-        why = refused.reason if refused is not None else "it leaves the model as it is"
-        raise UnsupportedError(
-            f"method '{method.name}' makes no {bits} of a {family} model: {why}",
-            "harness list methods shows what runs on what",
-        )
+    out = scratch / "artifact"
     pool = scratch / "pool" if method.needs_calibration else None
     share = _RECORDING if pool is not None else 0.0
     if pool is not None:
@@ -117,9 +231,20 @@ def record_and_quantize(
         worked, method, bits=bits, options=options, family=family, gen=gen, pool=pool, seed=seed,
         out=out, progress=lambda fraction, text: progress(share + (1 - share) * fraction, text),
     )  # fmt: skip
-    if worked is not pipeline:  # in place there is no full-precision denoiser left to load it into
-        fresh = copy.copy(pipeline)
-        fresh.register_modules(transformer=copy.deepcopy(pipeline.transformer))
-        verify(fresh, out, family=family, bits=bits, fresh=True)
+    blank = copy.copy(worked)
+    blank.register_modules(transformer=_blank(worked.transformer, method))
+    verify(blank, out, family=family, bits=bits, fresh=True)
     report: dict[str, Any] = json.loads((out / REPORT).read_text(encoding="utf-8"))
     return report
+
+
+def _blank(transformer: Any, method: Method) -> nn.Module:
+    """A denoiser of the same architecture without weights, to load an artifact into.
+
+    On the CPU, where there is room; layers of a library may need the device they are made for.
+    """
+    device = transformer.device if getattr(method, "libraries", ()) else torch.device("cpu")
+    with torch.device("meta"):  # no time goes into random weights
+        blank: nn.Module = type(transformer).from_config(transformer.config)
+    nn.Module.to(blank, transformer.dtype)  # diffusers' own warns of parts that are not computed
+    return blank.to_empty(device=device)
