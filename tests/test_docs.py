@@ -237,7 +237,7 @@ def test_the_site_is_built_without_a_warning_and_has_every_page(site):
 @pytest.mark.parametrize(
     ("page", "name"),
     [
-        ("harness", "harness.quant.layers.artifact.load_quantized"),
+        ("harness", "harness.quantize"),
         ("api", "harness.api.Method.quantize_"),
         ("options", "harness.options.build_options"),
         ("quant/calibration", "harness.quant.calibration.walk.Walk"),
