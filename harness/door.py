@@ -13,9 +13,7 @@ The command line calls the same functions.
 
 from __future__ import annotations
 
-import os
 import sys
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -25,17 +23,14 @@ from harness.errors import UsageError, unknown_name
 from harness.spec import GenSpec, Prompt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from diffusers import DiffusionPipeline
 
     from harness.method import Method
-    from harness.plan.experiment import Experiment, Flags
-    from harness.plan.experiment_file import ExperimentFile
     from harness.store.records import Run
 
 _SETTINGS = ("height", "width", "frames", "steps", "guidance", "max_text_tokens")
-_SEVERAL = ("models", "methods", "bits", "seeds", "metrics")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -217,17 +212,19 @@ def run_experiment(
     """
     from rich.console import Console
 
+    from harness.plan.arguments import given_file, given_flags
     from harness.plan.experiment import resolve
+    from harness.plug_in import importable
     from harness.report import render_run
     from harness.run.progress import ProgressMonitor
     from harness.run.run import Silent, execute, preflight, prepare
     from harness.store.store import Store
 
-    experiment, store = resolve(_content(file), _flags(flags)), Store()
+    experiment, store = resolve(given_file(file), given_flags(flags)), Store()
     prepared = prepare(experiment, store)
     preflight(prepared, store)
     command = ["harness.run_experiment", *sys.argv[:1]]
-    with _importable(experiment):
+    with importable([*(r.method.name for r in experiment.rows), *(experiment.metrics or ())]):
         if progress:
             with ProgressMonitor(prepared) as monitor:
                 run = execute(prepared, store, monitor, command)
@@ -300,89 +297,6 @@ def _prompts(prompts: str | Sequence[str], count: int | None) -> tuple[Prompt, .
     if not texts:
         raise UsageError("there are no calibration prompts", "give texts, or the name of a suite")
     return tuple(Prompt(id=f"prompt-{i:03d}", text=text) for i, text in enumerate(texts))
-
-
-def _content(file: str | Path | Mapping[str, Any] | None) -> ExperimentFile:
-    """An experiment file by path or content, an empty one for None.
-
-    Raises:
-        UsageError: It cannot be read, or a key or value in it is wrong.
-    """
-    from collections.abc import Mapping
-
-    from harness.plan.experiment_file import load_file, read_table
-
-    if isinstance(file, (str, PurePath)):
-        return load_file(Path(file))
-    if file is not None and not isinstance(file, Mapping):
-        raise UsageError(f"{file!r} is no experiment", "give the path of a TOML file, or a dict")
-    return read_table(dict(file or {}), "the experiment")
-
-
-def _flags(given: Mapping[str, Any]) -> Flags:
-    """Flags of an experiment from keyword arguments, held to the types of the experiment file.
-
-    Raises:
-        UsageError: One of them is unknown, or has another type.
-    """
-    import dataclasses
-
-    from harness.plan.experiment import Flags
-    from harness.plan.experiment_file import RunSection, read_table
-
-    known = {f.name for f in dataclasses.fields(Flags)}
-    sections: dict[str, dict[str, Any]] = {"run": {}, "execution": {}}
-    for name, value in given.items():
-        if name not in known:
-            raise unknown_name("argument", name, known)
-        section = "run" if name in RunSection.model_fields else "execution"
-        sections[section][name] = _listed(value) if name in _SEVERAL else _text(value)
-    read = read_table(sections, "run_experiment")
-    found = {name: getattr(read.run, name) for name in sections["run"]}
-    found |= {name: getattr(read.execution, name) for name in sections["execution"]}
-    for name in _SEVERAL:
-        found[name] = tuple(found[name]) if found.get(name) is not None else None
-    found["out"] = Path(found["out"]) if found.get("out") is not None else None
-    return Flags(**found)
-
-
-def _listed(value: Any) -> Any:
-    """One name, or several with commas between them, as the list that an experiment file has."""
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    if isinstance(value, (list, tuple)):
-        return [_text(part) for part in value]
-    return [_text(value)] if isinstance(value, PurePath) else value
-
-
-def _text(value: Any) -> Any:
-    return str(value) if isinstance(value, PurePath) else value
-
-
-@contextmanager
-def _importable(experiment: Experiment) -> Iterator[None]:
-    """Let workers import what this process can: methods and metrics named ``module:attribute``.
-
-    A worker is another Python, which has not this one's ``sys.path`` but its environment.
-    """
-    import importlib.util
-
-    names = [*(row.method.name for row in experiment.rows), *(experiment.metrics or ())]
-    tops = dict.fromkeys(name.partition(":")[0].partition(".")[0] for name in names if ":" in name)
-    specs = [found for top in tops if (found := importlib.util.find_spec(top)) is not None]
-    places = [next(iter(s.submodule_search_locations or [s.origin or ""])) for s in specs]
-    folders = [str(Path(place).absolute().parent) for place in places if place]
-    before = os.environ.get("PYTHONPATH")
-    path = [*folders, *(before.split(os.pathsep) if before else ())]
-    if path:
-        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path))
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop("PYTHONPATH", None)
-        else:
-            os.environ["PYTHONPATH"] = before
 
 
 def _silent(fraction: float, text: str) -> None:

@@ -11,6 +11,7 @@ from harness.errors import UsageError
 from harness.models.table import BUNDLED
 from harness.plan.experiment_file import ExperimentFile, MethodSection
 from harness.plan.registry import several
+from harness.plug_in import check_spelling
 from harness.score.names import expand
 from harness.score.vbench_plan import JudgeSettings
 from harness.spec import FP, GenSpec, MethodSpec
@@ -228,6 +229,8 @@ def _rows(
 
 
 def _variants(section: MethodSection, bits: tuple[str, ...], seed: int) -> list[MethodRow]:
+    if ":" in section.name:
+        check_spelling("method", section.name)
     label = section.label or section.name.replace(":", ".")
     if not label or any(c in "/\\" or c.isspace() for c in label) or label.startswith("."):
         raise UsageError(f"label '{label}' cannot name a folder", "use no spaces and no slashes")

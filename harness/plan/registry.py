@@ -17,6 +17,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness import plug_in
 from harness.bits import BitSpec
 from harness.errors import HarnessError, unknown_name
 from harness.spec import FP, SIMULATED
@@ -115,12 +116,13 @@ def find_method(name: str) -> EntryPoint:
         name: An installed name, or ``module:attribute`` for a method that is not installed yet.
 
     Raises:
-        UsageError: There is no such name.
+        UsageError: There is no such name, or it is no ``module:attribute``.
     """
     known = methods()
     if name in known:
         return known[name]
     if ":" in name:
+        plug_in.check_spelling("method", name)
         return EntryPoint(name=name, value=name, group=GROUP)
     raise unknown_name("method", name, known)
 
@@ -133,14 +135,7 @@ def load_method(name: str) -> Method:
         BrokenMethodError: Importing it fails, or what was imported is no method.
     """
     point = find_method(name)
-    try:
-        found: Any = point.load()
-    except (ImportError, AttributeError) as cause:
-        raise BrokenMethodError(
-            f"method '{name}' ({point.value}) cannot be imported: {cause}",
-            "install what it needs, or put its folder on PYTHONPATH",
-        ) from cause
-    method: Method = found() if isinstance(found, type) else found
+    method: Method = plug_in.load("method", name, point, BrokenMethodError)
     missing = [a for a in sorted(_MEMBERS) if not hasattr(method, a)]
     if missing:
         raise BrokenMethodError(
@@ -179,7 +174,15 @@ def describe(
     if question["source"] and path.is_file():
         held = json.loads(path.read_text(encoding="utf-8"))
         return MethodFacts(**{**held, "libraries": tuple(held["libraries"])})
-    facts = _asked(name, chosen, family, bits, quick=quick)
+    try:
+        facts = _asked(name, chosen, family, bits, quick=quick)
+    except HarnessError:
+        raise
+    except Exception as cause:  # what a plug-in answers with
+        raise BrokenMethodError(
+            f"method '{name}' fails when it is asked what it runs on: {plug_in.told(cause)}",
+            f"correct {plug_in.place_of(cause)}",
+        ) from cause
     _remember(path, facts)
     return facts
 

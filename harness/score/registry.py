@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from harness import plug_in
 from harness.errors import HarnessError, UsageError, unknown_name
 from harness.score.scorer import Scorer, Unscored
 from harness.spec import Status
@@ -51,15 +52,9 @@ def load_scorer(name: str) -> Scorer:
     if point is None:
         if ":" not in name:
             raise unknown_name("metric", name, _points())
+        plug_in.check_spelling("metric", name)
         point = EntryPoint(name=name, value=name, group=GROUP)
-    try:
-        found: Any = point.load()
-    except (ImportError, AttributeError) as cause:
-        raise BrokenScorerError(
-            f"metric '{name}' ({point.value}) cannot be imported: {cause}",
-            "install what it needs, or put its folder on PYTHONPATH",
-        ) from cause
-    scorer = found() if isinstance(found, type) else found
+    scorer = plug_in.load("metric", name, point, BrokenScorerError)
     if not isinstance(scorer, Scorer) or not getattr(scorer, "name", ""):
         raise BrokenScorerError(
             f"metric '{name}' ({point.value}) is no Scorer with a name",
@@ -113,20 +108,31 @@ def choose_scorers(
     """
     found: list[Scorer] = []
     for scorer in always_scorers():
-        if scorer.refusal(model, prompts, clips):
-            continue
-        why = scorer.missing()
-        found.append(Unscored(scorer, Status.SKIPPED, why) if why else scorer)
+        refusal, lack = _answers(scorer, model, prompts, clips)
+        if not refusal:
+            found.append(Unscored(scorer, Status.SKIPPED, lack) if lack else scorer)
     for name in asked:
         if name in DIMENSIONS or name in (STATIC, FLOW):
             continue
         scorer = load_scorer(name)
         if scorer.always:
             continue
-        why = scorer.refusal(model, prompts, clips) or scorer.missing()
+        refusal, lack = _answers(scorer, model, prompts, clips)
+        why = refusal or lack
         found.append(Unscored(scorer, Status.SKIPPED, why) if why else scorer)
     _refuse_doubles(found)
     return tuple(found)
+
+
+def _answers(
+    scorer: Scorer, model: ModelSpec, prompts: Sequence[Prompt], clips: int
+) -> tuple[str, str]:
+    """Why a scorer does not apply, and what it lacks here; what a plug-in's answer raises, too."""
+    try:
+        refusal = scorer.refusal(model, prompts, clips)
+        return refusal, "" if refusal else scorer.missing()
+    except Exception as cause:  # one metric that fails costs its own values only
+        return "", f"{plug_in.told(cause)} ({plug_in.place_of(cause)})"
 
 
 def _refuse_doubles(scorers: Iterable[Scorer]) -> None:
