@@ -1,4 +1,4 @@
-"""The figures of ``docs/design/layout.md`` may get better, not worse."""
+"""Root, circles and sizes of ``docs/design/layout.md`` may get better, not worse."""
 
 from __future__ import annotations
 
