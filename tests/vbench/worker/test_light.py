@@ -122,7 +122,7 @@ def test_two_runs_give_the_same_events(shared, again):
     assert again.scores == {f"moving/{d}": shared.scores[f"moving/{d}"] for d in LIGHT}
 
 
-def test_batches_change_no_verdict_and_no_feature_of_dino(case, shared, tmp_path):
+def test_batches_change_no_verdict_and_values_by_rounding_only(case, shared, tmp_path):
     batched = case.score(tmp_path / "job", ["moving"], LIGHT, batch=4)
     assert batched.scores.keys() == {f"moving/{dimension}" for dimension in LIGHT}
     for key, event in batched.scores.items():
@@ -137,6 +137,9 @@ TOLERANCES = {
     "motion_smoothness": 1e-6,
     # The same in MUSIQ, whose score is a float32 on a scale of 100.
     "imaging_quality": 1e-7,
+    # And in DINO, on processors whose matrix products take another order for another batch: 5e-8
+    # was seen on one of two, exact equality on the other.
+    "subject_consistency": 1e-6,
 }
 
 
