@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -134,7 +136,19 @@ def test_publishing_leaves_no_partial_file(tmp_path: Path) -> None:
     assert checkpoint.read(tmp_path / "a.pt") == {"step": 2}
 
 
+@pytest.fixture
+def bfloat16_where_it_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train in float32 on a processor without bfloat16 units: there one step takes minutes."""
+    from harness.models.shapes import train_denoiser
+
+    told = Path("/proc/cpuinfo")
+    if told.is_file() and not re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", told.read_text()):
+        monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+        monkeypatch.setattr(train_denoiser, "_ExplicitAttention", nullcontext)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("bfloat16_where_it_is_fast")
 def test_the_command_makes_a_pipeline_that_diffusers_loads(tmp_path: Path) -> None:
     from harness.models.shapes.evaluate import generate, load_pipeline, machine, round_trip
     from harness.models.shapes.train import main
