@@ -140,7 +140,7 @@ class AWQ(Method):
         """Scale, clip and round block by block."""
         options: AWQOptions = ctx.options
         curves: dict[str, list[float]] = {}
-        walk = Walk(transformer, ctx, verb="scaling")
+        walk = Walk(transformer, ctx, verb="scaling", state={"curves": curves})
         for walked in walk:
             found = summarise_inputs(
                 walked.block, ctx.family, walked.groups, walked.inputs,

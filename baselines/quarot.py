@@ -130,7 +130,8 @@ class QuaRot(Method):
         clipped = ActivationSpec(bits=ctx.bits.a, clip_low=options.clip, clip_high=options.clip)
         with_hessians = options.rounding == "gptq" and ctx.bits.w < IDENTITY_WIDTH
         rotated: set[int] = set()
-        walk = Walk(transformer, ctx, verb="rotating")
+        state = {"generator": generator, "rotated": rotated}
+        walk = Walk(transformer, ctx, verb="rotating", state=state)
         for walked in walk:
             turns = rotations(walked.block, walked.groups, generator)
             rotated |= {turn.signs.numel() for steps in turns.values() for turn in steps}

@@ -122,7 +122,8 @@ class SmoothQuant(Method):
         searched = options.search and not ctx.bits.is_identity
         weight, activation = WeightSpec(bits=ctx.bits.w), ActivationSpec(bits=ctx.bits.a)
         curves: dict[str, list[float]] = {}
-        walk = Walk(transformer, ctx, verb="smoothing")
+        state = {"generator": generator, "curves": curves}
+        walk = Walk(transformer, ctx, verb="smoothing", state=state)
         for walked in walk:
             smoothed = [
                 group

@@ -7,7 +7,7 @@ and the toolkit in ``harness.quant``, never the harness around it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from harness.errors import CalibrationForbiddenError
 from harness.options import NoOptions, build_options
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from harness.bits import BitSpec
     from harness.models.families.base import Family
     from harness.models.trajectories import CalibrationPool
+    from harness.store.kept import Kept
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,6 +167,8 @@ class QuantContext:
         data_free: Set by the harness from the method; touching ``calibration`` is then an error.
         scratch: Folder for files that need not outlive the calibration; None for the system's.
         sampler: Runs the model's sampler on the empty prompt; reach it through ``probe``.
+        kept: What an attempt that was ended has left, None where nothing is kept; methods reach it
+            through ``keep`` and through a walk's ``state``.
     """
 
     bits: BitSpec
@@ -177,6 +182,7 @@ class QuantContext:
     data_free: bool = False
     scratch: Path | None = None
     sampler: Callable[[int], list[torch.Tensor]] | None = None
+    kept: Kept | None = None
 
     @property
     def calibration(self) -> CalibrationPool:
@@ -214,6 +220,28 @@ class QuantContext:
     def timesteps(self) -> tuple[float, ...]:
         """Timesteps of the sampler in order, as the calibration trajectories have them."""
         return self.calibration.timesteps
+
+    def keep(self, name: str, make: Callable[[], _T]) -> _T:
+        """Make something that takes long once, also where the calibration is ended and goes on.
+
+        Args:
+            name: What it is called, one name for each thing of a calibration.
+            make: Makes it: tensors, numbers, text, and lists, tuples and dicts of those. It must
+                depend on nothing but the inputs of the calibration and the seed.
+
+        Returns:
+            What ``make`` returns, or what it returned before the calibration was ended.
+
+        Raises:
+            TypeError: It holds something that cannot be kept.
+        """
+        if self.kept is None:
+            return make()
+        found: _T | None = self.kept.load(name, self.device)
+        if found is None:
+            found = make()
+            self.kept.save(name, found)
+        return found
 
     def generator(self, salt: int = 0) -> torch.Generator:
         """A CPU generator seeded by the calibration seed and ``salt``."""

@@ -21,6 +21,7 @@ from harness.quant.layers.artifact import artifact_bytes, save_artifact
 from harness.quant.layers.layers import compact, quantized_layers
 from harness.quant.layers.low_rank import LowRank
 from harness.quant.layers.switch import SwitchedLinear
+from harness.store.kept import Kept
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,6 +74,7 @@ def quantize(
     seed: int,
     out: Path,
     progress: Callable[[float, str], None],
+    kept: Path | None = None,
 ) -> QuantReport:
     """Quantize the denoiser in place and write the artifact.
 
@@ -88,6 +90,8 @@ def quantize(
         out: Existing folder; gets ``artifact.json``, ``weights.safetensors``, ``report.json``,
             ``figures/``.
         progress: Progress callback.
+        kept: Folder of what an attempt at the same artifact has finished; the calibration goes on
+            from there and keeps there what it finishes. None keeps nothing.
 
     Returns:
         The method's report.
@@ -113,10 +117,12 @@ def quantize(
             data_free=not method.needs_calibration,
             scratch=Path(scratch),
             sampler=lambda noise: unprompted_outputs(pipeline, gen, noise),
+            kept=None if kept is None else Kept(kept),
         )
         with peak_memory(pipeline.device) as peak:
             report = method.quantize_(transformer, ctx)
-    report = dataclasses.replace(report, peak_bytes=peak())
+    before = 0.0 if ctx.kept is None else ctx.kept.seconds_before
+    report = dataclasses.replace(report, peak_bytes=peak(), seconds=report.seconds + before)
     about = {
         "model_class": type(transformer).__name__,
         "family": family,

@@ -3,12 +3,14 @@
 The pool is the same for every method; what a method does with it (which samples, how many) is the
 method's. Each denoising step is one file, so memory does not grow with the number of prompts. All
 guidance branches of a step are one call, the conditional one last: where the sampler evaluates them
-one after the other, they are stacked here.
+one after the other, they are stacked here. A prompt whose trajectory is whole is marked so, and is
+not recorded again where the recording was ended and goes on.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from harness.models.block_input import Sample
 from harness.models.sample import denoise, family_of
+from harness.store.durable import fsync_path, replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
     from harness.spec import GenSpec, Prompt
 
 POOL_INDEX = "pool.json"
+PROMPT_INDEX = "prompt.json"
+"""What a prompt's calls have beside their tensors; written last: a folder that has it is whole."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,38 +129,49 @@ def record_pool(
         gen: Settings, the same as for the evaluation.
         seed: The noise of prompt i has seed ``1_000_000 + 1000 * seed + i``, apart from evaluation
             seeds.
-        folder: Existing empty folder.
-        progress: Progress callback.
+        folder: Existing folder; prompts that an attempt before this one has finished there stay.
+        progress: Progress callback, called at every step.
     """
-    started = time.perf_counter()
     recorder = _Recorder(folder, reverse=family_of(pipeline).guidance == "calls")
     handle = pipeline.transformer.register_forward_pre_hook(recorder, with_kwargs=True)
     last: list[Tensor] = []
 
     def keep(step: int, latents: Tensor) -> None:
-        del step
         recorder.end_step()
         last[:] = [latents]
+        text = f"trajectory {i + 1}/{len(prompts)}, step {step + 1}"
+        progress((i + min(1.0, (step + 1) / gen.steps)) / len(prompts), text)
 
     try:
         for i, prompt in enumerate(prompts):
+            if (folder / f"p{i:04d}" / PROMPT_INDEX).is_file():
+                continue
+            started = time.perf_counter()
             recorder.begin(i)
             denoise(pipeline, prompt.text, gen, seed=1_000_000 + 1000 * seed + i, on_step=keep)
             save_file({"latent": last.pop().cpu().contiguous()}, _final_path(folder, i))
-            progress((i + 1) / len(prompts), f"trajectory {i + 1}/{len(prompts)}")
+            recorder.end(seconds=time.perf_counter() - started)
     finally:
         handle.remove()
+    _write_index(folder, prompts)
+    return CalibrationPool.open(folder)
+
+
+def _write_index(folder: Path, prompts: Sequence[Prompt]) -> None:
+    """Write what the pool is, from what its prompts are."""
+    told = [
+        json.loads((folder / f"p{i:04d}" / PROMPT_INDEX).read_text()) for i in range(len(prompts))
+    ]
     facts = {
         "prompts": [p.id for p in prompts],
-        "timesteps": recorder.timesteps,
-        "branches": recorder.branches,
-        "forwards": recorder.steps * recorder.branches,
-        "seconds": time.perf_counter() - started,
-        "constants": recorder.constants,
-        "tuples": recorder.tuples,
+        "timesteps": told[0]["timesteps"],
+        "branches": told[0]["branches"],
+        "forwards": sum(len(one["timesteps"]) * one["branches"] for one in told),
+        "seconds": sum(one["seconds"] for one in told),
+        "constants": told[0]["constants"],
+        "tuples": told[0]["tuples"],
     }
-    (folder / POOL_INDEX).write_text(json.dumps(facts, indent=1))
-    return CalibrationPool.open(folder)
+    replace_file(folder / POOL_INDEX, json.dumps(facts, indent=1))
 
 
 _CHANGING = ("hidden_states", "timestep")
@@ -171,7 +187,6 @@ class _Recorder:
 
     def __init__(self, folder: Path, *, reverse: bool) -> None:
         self.folder = folder
-        self.steps = 0
         self.branches = 0
         self.timesteps: list[float] = []
         self.constants: dict[str, Any] = {}
@@ -183,8 +198,25 @@ class _Recorder:
 
     def begin(self, prompt: int) -> None:
         """Start the trajectory of a prompt."""
-        self._prompt, self._step = prompt, 0
-        (self.folder / f"p{prompt:04d}").mkdir()
+        self._prompt, self._step, self._calls = prompt, 0, []
+        self.timesteps = []
+        place = self.folder / f"p{prompt:04d}"
+        shutil.rmtree(place, ignore_errors=True)  # a part that an ended attempt left
+        place.mkdir()
+
+    def end(self, seconds: float) -> None:
+        """Mark the trajectory of the prompt as whole."""
+        place = self.folder / f"p{self._prompt:04d}"
+        for path in place.iterdir():
+            fsync_path(path)
+        facts = {
+            "timesteps": self.timesteps,
+            "branches": self.branches,
+            "constants": self.constants,
+            "tuples": self.tuples,
+            "seconds": seconds,
+        }
+        replace_file(place / PROMPT_INDEX, json.dumps(facts, indent=1))
 
     def __call__(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if args:
@@ -209,11 +241,9 @@ class _Recorder:
         save_file(tensors, _call_path(self.folder, Sample(self._prompt, self._step)))
         if self._step == 0:
             save_file(fixed, self.folder / f"p{self._prompt:04d}" / "fixed.safetensors")
-        if self._prompt == 0:
-            self.timesteps.append(float(kwargs["timestep"].flatten()[0]))
+        self.timesteps.append(float(kwargs["timestep"].flatten()[0]))
         self.branches = kwargs["hidden_states"].shape[0]
         self._step += 1
-        self.steps += 1
 
 
 def _stacked(values: list[Any]) -> Any:

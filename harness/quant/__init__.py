@@ -149,6 +149,7 @@ if TYPE_CHECKING:
         smoothing_scale as smoothing_scale,
         weight_absmax as weight_absmax,
     )
+    from harness.store.kept import Kept as Kept
 
 _HOMES = {
     "FEED_FORWARD": "harness.models.families.base",
@@ -168,6 +169,7 @@ _HOMES = {
     "Hessian": "harness.quant.calibration.hessian",
     "InputGroup": "harness.models.families.base",
     "InputSummary": "harness.quant.calibration.statistics",
+    "Kept": "harness.store.kept",
     "Kronecker": "harness.quant.layers.transform",
     "LearnedOptions": "harness.quant.learning.learned_blocks",
     "LibraryLinear": "harness.quant.layers.library",

@@ -1,9 +1,9 @@
 """The worker: ``python -P -m harness.run.worker job.json``.
 
 JSON in, files out, events on stdout, an exit code. Events are JSON lines: ``progress`` (stage,
-fraction, text), ``clip`` (seconds), ``stage`` (stage, seconds), ``trouble`` (keys of scores that
-could not be made, status, detail), and at the end ``done`` or
-``failed`` (status, detail, disk_full). All that libraries print goes to stderr.
+fraction, text), ``alive`` (nothing to report, but work goes on), ``clip`` (seconds), ``stage``
+(stage, seconds), ``trouble`` (keys of scores that could not be made, status, detail), and at the
+end ``done`` or ``failed`` (status, detail, disk_full). All that libraries print goes to stderr.
 """
 
 from __future__ import annotations
@@ -11,17 +11,20 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from harness.errors import HarnessError, UnsupportedError
+from harness.run.alive import Pulse, calls_said, circumstances
 from harness.spec import Status
-from harness.store.durable import DISK_FULL
+from harness.store.durable import DISK_FULL, link_tree
 from harness.store.lifeline import die_with
 from harness.store.store import Store
+from harness.store.work import claim
 from harness.task import CellTask, Job, MeasureTask, PoolTask
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
     from diffusers import DiffusionPipeline
 
+    from harness.store.keys import Keyed
     from harness.store.store import Entry
     from harness.task import ClipTask
 
@@ -41,11 +45,13 @@ class Events:
 
     out: IO[str]
     last: float = 0.0
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def send(self, event: str, **facts: Any) -> None:
         """Write one event."""
-        self.out.write(json.dumps({"event": event, **facts}) + "\n")
-        self.out.flush()
+        with self.lock:
+            self.out.write(json.dumps({"event": event, **facts}) + "\n")
+            self.out.flush()
 
     def progress(self, stage: str) -> Callable[[float, str], None]:
         """A progress function for one stage; it writes a few lines a second at most."""
@@ -57,15 +63,22 @@ class Events:
 
         return report
 
+    def waiting(self, stage: str) -> Callable[[], None]:
+        """What to call while another process makes the same result."""
+        report = self.progress(stage)
+        return lambda: report(0.0, "another run is making it")
 
-def run_job(job: Job, events: Events) -> None:
+
+def run_job(job: Job, events: Events, pulse: Pulse) -> None:
     """Do one task."""
     _prepare_torch(job)
     store = Store(job.store)
     if isinstance(job.task, PoolTask):
-        _pool(job.task, job, store, events)
+        with pulse.feeling_modules():
+            _pool(job.task, job, store, events)
     elif isinstance(job.task, CellTask):
-        _Cell(task=job.task, job=job, store=store, events=events).run()
+        with pulse.feeling_modules():
+            _Cell(task=job.task, job=job, store=store, events=events).run()
     elif isinstance(job.task, MeasureTask):
         _measure(job.task, job, store, events)
     else:
@@ -86,20 +99,24 @@ def _prepare_torch(job: Job) -> None:
 
 def _pool(task: PoolTask, job: Job, store: Store, events: Events) -> None:
     from harness.models.load import load_pipeline
-    from harness.models.trajectories import record_pool
+    from harness.models.trajectories import CalibrationPool, record_pool
 
     if store.find("pool", task.pool.key) is not None:
         return
-    pipeline = load_pipeline(task.model, device=job.device, dtype=task.gen.dtype)
-    with store.build("pool", task.pool.key, task.pool.inputs, {"label": task.model.name}) as folder:
-        record_pool(
-            pipeline,
-            task.prompts,
-            task.gen,
-            seed=task.seed,
-            folder=folder,
-            progress=events.progress("record"),
-        )
+    waiting = events.waiting("record")
+    with claim(store, "pool", task.pool.key, stamp=circumstances(job), waiting=waiting) as work:
+        if store.find("pool", task.pool.key) is None:
+            recorded = work.folder / "pool"
+            recorded.mkdir(exist_ok=True)
+            pipeline = load_pipeline(task.model, device=job.device, dtype=task.gen.dtype)
+            record_pool(
+                pipeline, task.prompts, task.gen,
+                seed=task.seed, folder=recorded, progress=events.progress("record"),
+            )  # fmt: skip
+            about = {"label": task.model.name, "seconds": CalibrationPool.open(recorded).seconds}
+            with store.build("pool", task.pool.key, task.pool.inputs, about) as folder:
+                link_tree(recorded, folder)
+        work.finish()
 
 
 def _measure(task: MeasureTask, job: Job, store: Store, events: Events) -> None:
@@ -138,11 +155,21 @@ class _Cell:
         pool = self.store.find("pool", task.pool) if task.pool else None
         if task.pool and pool is None:
             raise HarnessError("the recorded calibration is gone", "run the same command again")
+        stamp = circumstances(self.job) | {"pool": "" if pool is None else pool.content}
+        waiting = self.events.waiting("quantize")
+        with claim(self.store, "artifact", wanted.key, stamp=stamp, waiting=waiting) as work:
+            if self.store.find("artifact", wanted.key) is None:
+                self._make_artifact(wanted, pool, work.folder)
+            work.finish()
+        return self.store.find("artifact", wanted.key)
+
+    def _make_artifact(self, wanted: Keyed, pool: Entry | None, kept: Path) -> None:
         from harness.artifact.quantize import quantize
         from harness.artifact.verify import verify
         from harness.bits import BitSpec
         from harness.plan.registry import load_method
 
+        task = self.task
         method, bits = load_method(task.method.name), BitSpec.parse(task.bits)
         started = time.monotonic()
         about = {"label": task.method.label, "model": _about(task), "bits": task.bits}
@@ -158,11 +185,11 @@ class _Cell:
                 seed=task.method.calibration_seed,
                 out=folder,
                 progress=self.events.progress("quantize"),
+                kept=kept,
             )
             self.events.progress("verify")(0.0, "verifying the artifact")
             verify(self._load(), folder, family=task.model.family, bits=bits, fresh=True)
         self.events.send("stage", stage="quantize", seconds=time.monotonic() - started)
-        return self.store.find("artifact", wanted.key)
 
     def _generate(self, artifact: Entry | None) -> None:
         """Make the clips that the store lacks, from the artifact as it lies on the disk."""
@@ -176,14 +203,15 @@ class _Cell:
             from harness.quant.layers.artifact import load_artifact_
 
             load_artifact_(pipeline.transformer, artifact.folder)
-        done = len(self.task.clips) - len(missing)
         report = self.events.progress("generate")
-        for i, wanted in enumerate(missing):
-            report((done + i) / len(self.task.clips), f"clip {done + i + 1}")
+        for i, wanted in enumerate(missing, start=len(self.task.clips) - len(missing)):
+            place = (i / len(self.task.clips), f"clip {i + 1}")
+            report(*place)
             # Another run may have made it meanwhile.
             if self.store.find("clip", wanted.clip.key) is None:
                 label = f"{self.task.id}/{wanted.prompt.id}-s{wanted.seed}"
-                seconds = generate(pipeline, wanted, self.task.gen, self.store, label=label)
+                with calls_said(pipeline.transformer, report, *place):
+                    seconds = generate(pipeline, wanted, self.task.gen, self.store, label=label)
                 self.events.send("clip", seconds=seconds)
 
     def _score(self) -> None:
@@ -259,8 +287,11 @@ def main(arguments: list[str]) -> int:
     events = Events(out=out)
     job = Job.from_json(Path(arguments[0]).read_text(encoding="utf-8"))
     die_with(job.parent)
+    # What measuring times must have no hook in it; a process that computes then counts as alive.
+    pulse = Pulse(lambda: events.send("alive"), computing=isinstance(job.task, MeasureTask))
     try:
-        run_job(job, events)
+        with pulse.running():
+            run_job(job, events, pulse)
     except Exception as error:
         traceback.print_exc()
         events.send("failed", **failure(error))

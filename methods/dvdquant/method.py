@@ -28,6 +28,7 @@ from harness.api import (
 )
 from harness.quant import (
     ActivationSpec,
+    Affine,
     Hadamard,
     QuantLinear,
     SwitchedLinear,
@@ -48,13 +49,14 @@ from methods.dvdquant.switching import (
     SWITCHING,
     counting,
     delta_guided_bit_switching_,
+    kept_probe,
     width_notes,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness.quant import Affine, InputGroup, QuantizedLayer
+    from harness.quant import InputGroup, QuantizedLayer
 
 
 @options
@@ -95,11 +97,13 @@ class DVDQuant(Method):
         switching = chosen.switching and ctx.bits == SWITCHING
         rounding = _Rounding(ctx, (LOW_BITS, HIGH_BITS) if switching else (ctx.bits.a,))
         with counting(transformer) as evaluations:
-            exact = ctx.probe() if switching and chosen.delta == 0 else []
+            exact = []
+            if switching and chosen.delta == 0:
+                exact = kept_probe(ctx, "full precision", evaluations, ctx.probe)
             report = quantize_linears_(transformer, ctx, rounding.layer, chosen.modulation)
             report = dataclasses.replace(report, notes=(*rounding.notes(), *width_notes(ctx)))
             if switching:
-                report = delta_guided_bit_switching_(transformer, ctx, exact, report)
+                report = delta_guided_bit_switching_(transformer, ctx, exact, report, evaluations)
         return dataclasses.replace(
             report,
             calibration_forwards=sum(evaluations),
@@ -120,6 +124,7 @@ class _Rounding:
         self.options: DVDQuantOptions = ctx.options
         self.widths = widths
         self.rotations: dict[int, Hadamard] = {}
+        self._refined = 0
 
     def layer(self, linear: nn.Linear, group: InputGroup) -> QuantizedLayer:
         """Quantized form of a linear, switched where there are several widths."""
@@ -156,7 +161,13 @@ class _Rounding:
         """BGR: refined grid of a weight; None leaves it to min-max, or to width 16."""
         if not self.options.bgr or spec.bits == IDENTITY_WIDTH:
             return None
-        return stored_grid(bounded_grid_refinement(mapped, spec.bits, group=spec.group))
+
+        def refined() -> tuple[Tensor, Tensor | None]:
+            found = stored_grid(bounded_grid_refinement(mapped, spec.bits, group=spec.group))
+            return found.scale, found.zero
+
+        self._refined += 1  # linears come in the same order at every attempt
+        return Affine(*self.ctx.keep(f"refined grid {self._refined}", refined))
 
     def auto_scaling(self, width: int, bits: int) -> ActivationSpec:
         """ARQ's second half: scales that are computed anew at every call."""

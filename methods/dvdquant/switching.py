@@ -8,6 +8,7 @@ empty prompt and corrected on trajectories of the quantized model.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -108,8 +109,34 @@ class _Probed(NamedTuple):
     changes: list[float]
 
 
+def kept_probe(
+    ctx: QuantContext, name: str, evaluations: list[int], sample: Callable[[], Any]
+) -> Any:
+    """Sample a trajectory, or take what an attempt that was ended has kept of it.
+
+    Args:
+        ctx: Context of the method.
+        name: What the trajectory is called.
+        evaluations: Collects the batch of every denoiser call, those of a kept one too.
+        sample: Samples it; what it returns is kept.
+    """
+
+    def counted() -> tuple[Any, list[int]]:
+        before = len(evaluations)
+        return sample(), evaluations[before:]
+
+    before = len(evaluations)
+    found, spent = ctx.keep(f"trajectory {name}", counted)
+    evaluations[before:] = spent
+    return found
+
+
 def delta_guided_bit_switching_(
-    transformer: nn.Module, ctx: QuantContext, exact: Sequence[Tensor], report: QuantReport
+    transformer: nn.Module,
+    ctx: QuantContext,
+    exact: Sequence[Tensor],
+    report: QuantReport,
+    evaluations: list[int],
 ) -> QuantReport:
     """Attach the switching to the quantized denoiser, its threshold found and checked, in place.
 
@@ -119,6 +146,7 @@ def delta_guided_bit_switching_(
         exact: Outputs of the full-precision model on the empty prompt; empty where the threshold is
             given.
         report: What was done so far.
+        evaluations: Collects the batch of every denoiser call.
 
     Returns:
         The report with the true average width, the histogram and the series of the check.
@@ -127,7 +155,10 @@ def delta_guided_bit_switching_(
     delta = fixed or bisect_delta(output_changes(exact), SWITCHING.a)
     tried: list[_Probed] = []
     for _ in range(1 if fixed else ctx.options.probes):
-        tried.append(_probe(transformer, ctx, delta))
+        name = f"of the quantized model {len(tried) + 1}"
+        probe = functools.partial(_probe, transformer, ctx, delta)
+        schedule, changes = kept_probe(ctx, name, evaluations, probe)
+        tried.append(_Probed(delta, schedule, changes))
         half_a_step = (HIGH_BITS - LOW_BITS) / len(tried[-1].schedule) / 2
         if _miss(tried[-1]) <= half_a_step:
             break
@@ -137,12 +168,18 @@ def delta_guided_bit_switching_(
     return _switched_report(report, best, trajectories=len(tried) + bool(exact), fixed=bool(fixed))
 
 
-def _probe(transformer: nn.Module, ctx: QuantContext, delta: float) -> _Probed:
-    """Sample the empty prompt with the quantized model under a threshold."""
+def _probe(
+    transformer: nn.Module, ctx: QuantContext, delta: float
+) -> tuple[list[int], list[float]]:
+    """Sample the empty prompt with the quantized model under a threshold.
+
+    Returns:
+        The schedule and the change of the output at every step.
+    """
     policy = DeltaPolicy(delta)
     attach_policy_(transformer, policy)
     outputs = ctx.probe()
-    return _Probed(delta, list(policy.trace), output_changes(outputs))
+    return list(policy.trace), output_changes(outputs)
 
 
 def _miss(probed: _Probed) -> float:

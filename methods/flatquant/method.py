@@ -130,7 +130,7 @@ class FlatQuant(Method):
         options: FlatQuantOptions = ctx.options
         chosen = choose(transformer, ctx)
         learner = BlockLearner(ctx)
-        walk = Walk(transformer, ctx, chosen, verb="learning")
+        walk = Walk(transformer, ctx, chosen, verb="learning", state={"curves": learner.curves})
         for walked in walk:
             learner.quantize_block_(walked)
         return walk.report(

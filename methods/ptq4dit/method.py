@@ -160,11 +160,13 @@ class _Run:
 
     def quantize_(self) -> QuantReport:
         """Balance, fold and reconstruct block by block."""
-        options, curves = self.options, {}
+        options = self.options
+        curves: dict[str, list[float]] = {}
         chosen = choose(self.ctx, self.transformer)
         walk = Walk(
             self.transformer, self.ctx, chosen,
             inputs="quantized", verb="reconstructing", prepare=self.balance_,
+            state={"curves": curves},
         )  # fmt: skip
         for walked in walk:
             reconstruction = BlockReconstruction(self.ctx, walked, self.online)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
 
 import torch
@@ -134,9 +135,15 @@ class GroupSearch:
         self._observe()
         bound = budget * self.bitops(self.start)
         most = settings.population * (settings.rounds + 1)
+
+        def kept_loss(genome: Genome) -> float:
+            sizes = "-".join(map(str, genome))
+            key = hashlib.sha256(sizes.encode()).hexdigest()[:16]
+            return self.ctx.keep(f"loss of {key}", lambda: self.loss(genome))
+
         try:
             return evolve(
-                self.choices, self.start, self.loss,
+                self.choices, self.start, kept_loss,
                 lambda genome: self.bitops(genome) <= bound,
                 settings, self.ctx.generator(salt=7),
                 lambda done: self.ctx.progress(done / most, f"group sizes {done}/{most}"),

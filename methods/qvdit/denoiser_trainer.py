@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from harness.api import HarnessError
 from harness.quant import BlockInput, branch_turns, cosine_schedule, shuffled
+from methods.qvdit.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from harness.quant import CalibrationPool, Sample
+    from harness.quant import CalibrationPool, Kept, Sample
 
 LATENT = "hidden_states"  # of every diffusers denoiser: the latent that it is called with
 OUTPUT = "output"
@@ -75,6 +76,7 @@ def train_denoiser(
     generator: torch.Generator,
     checkpointing: bool,
     progress: Callable[[float, str], None],
+    kept: Kept | None = None,
 ) -> dict[str, list[float]]:
     """Minimise a loss of the denoiser's output with AdamW; learning rates fall to 0 by a cosine.
 
@@ -88,6 +90,7 @@ def train_denoiser(
         generator: Order of the calls.
         checkpointing: Keep block inputs only and compute blocks again on the way back.
         progress: Progress callback.
+        kept: Where the training is kept every few minutes, to go on from there to the same bits.
 
     Returns:
         Every term at every step, mean over the batch.
@@ -104,7 +107,11 @@ def train_denoiser(
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, cosine_schedule(steps, 0.0))
     curves: dict[str, list[float]] = {}
     order = shuffled(len(calls), generator)
-    for step in range(steps):
+    checkpoint = Checkpoint(kept, filled, optimiser, scheduler, curves)
+    start = checkpoint.restore_()
+    for _ in range(start * batch):
+        next(order)
+    for step in range(start, steps):
         progress(step / steps, f"training step {step + 1}/{steps}")
         optimiser.zero_grad(set_to_none=True)
         sums: dict[str, float] = {}
@@ -123,6 +130,7 @@ def train_denoiser(
         scheduler.step()
         for name, value in sums.items():
             curves.setdefault(name, []).append(value)
+        checkpoint.save_now_and_then(step + 1)
     return curves
 
 

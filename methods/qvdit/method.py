@@ -273,7 +273,7 @@ class _Run:
         return train_denoiser(
             trained, calls, groups, loss,
             steps=self.iterations, batch=options.batch, generator=self.ctx.generator(salt=3),
-            checkpointing=options.checkpointing, progress=self.ctx.progress,
+            checkpointing=options.checkpointing, progress=self.ctx.progress, kept=self.ctx.kept,
         )  # fmt: skip
 
     def notes(self, gains: dict[str, Tensor]) -> tuple[str, ...]:

@@ -94,6 +94,7 @@ class _Run:
         searched = over_trajectory(samples, chosen.search_samples)
         walk = Walk(self.transformer, self.ctx, searched, inputs="quantized", verb="searching")
         search = JointSearch(self.transformer, self.ctx, self.nodes, ranges)
+        walk.carry(search=search)
         for step in walk:
             search.search_block_(step, pieces)
         report = walk.report(

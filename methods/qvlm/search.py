@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 
@@ -223,6 +223,16 @@ class JointSearch:
         for group in self.nodes[i].groups:
             for linear in group.linears:
                 replace_module_(block, linear, self.originals[f"{name}.{linear}"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was decided so far; full-precision weights are read again."""
+        chosen = {i: tuple(clip) for i, clip in self.chosen.items()}
+        return {"chosen": chosen, "errors": self.errors, "block_runs": self.block_runs}
+
+    def load_state_dict(self, found: dict[str, Any]) -> None:
+        """Take over what was decided before the search was ended."""
+        self.chosen = {i: Clip(*clip) for i, clip in found["chosen"].items()}
+        self.errors, self.block_runs = list(found["errors"]), found["block_runs"]
 
     def forget(self, block: str) -> None:
         """Let the full-precision weights of a decided transformer block go."""

@@ -43,13 +43,16 @@ def survey(walk: Walk, nodes: Sequence[Node], *, static: bool) -> tuple[list[flo
     ranges: Ranges = {}
     before: list[Tensor] = []
     outputs: dict[str, Tensor] = {}
+    walk.carry(sums=sums, ranges=ranges, before=before, outputs=outputs)
     for step in walk:
         if static:
             ranges |= static_ranges(step)
         own = [i for i, node in enumerate(nodes) if node.block == step.index]
         handed_on = _same(outputs, step.inputs[0].streams)
-        outputs, last = step.targets[0].streams, before
-        before = []
+        outputs.clear()
+        outputs |= step.targets[0].streams
+        last = list(before)
+        before.clear()
         for s, given in enumerate(step.inputs):
             seen = node_inputs(step.block, walk.ctx.family, given)
             codes = [node_codes(seen[nodes[i].head]) for i in own]

@@ -181,7 +181,8 @@ class _Run:
         """Run the five steps."""
         options, learner = self.options, self.learner
         chosen = self.hessian_aware_salient_data_selection()
-        walk = Walk(self.transformer, self.ctx, chosen, verb="learning")
+        state = {"curves": self.curves, "masses": self.masses}
+        walk = Walk(self.transformer, self.ctx, chosen, verb="learning", state=state)
         for walked in walk:
             learner.quantize_block_(walked, self.attention_guided_token_weights(walked))
         self.leave_figures()

@@ -80,8 +80,8 @@ class SVDQuant(Method):
     def quantize_(self, transformer: nn.Module, ctx: QuantContext) -> QuantReport:
         """Quantize block by block, one shared input after the other."""
         chosen: SVDQuantOptions = ctx.options
-        walk = Walk(transformer, ctx)
         fitted: list[tuple[int, int]] = []
+        walk = Walk(transformer, ctx, state={"fitted": fitted})
         for step in walk:
             inputs = summarise_inputs(
                 step.block, ctx.family, [g for g in step.groups if not g.modulation], step.inputs,

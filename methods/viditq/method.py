@@ -34,6 +34,7 @@ from harness.quant import (
     quantize_linear,
     replace_module_,
     storable,
+    target_groups,
     target_linears,
 )
 from methods.viditq.allocation import RAISED
@@ -126,12 +127,15 @@ class _Run:
     def quantize_(self) -> QuantReport:
         """Gather maxima block by block, then replace every linear."""
         chosen = self.options
-        walk = Walk(self.transformer, self.ctx, verb="balancing")
+        peaks: dict[str, Tensor] = {}
+        walk = Walk(self.transformer, self.ctx, verb="balancing", state={"peaks": peaks})
         for step in walk:
-            peaks = channel_absmax_by_step(step.block, self.ctx.family, step.inputs)
-            for group in step.groups:
-                found = self.channel_balancing(step.block, group, peaks[group.name].amax(0))
-                self.transforms |= {f"{step.name}.{linear}": found for linear in group.linears}
+            by_step = channel_absmax_by_step(step.block, self.ctx.family, step.inputs)
+            peaks |= {f"{step.name}.{g.name}": by_step[g.name].amax(0) for g in step.groups}
+        for name, block in self.ctx.family.blocks(self.transformer):
+            for group in target_groups(self.ctx.family, block, chosen.modulation):
+                found = self.channel_balancing(block, group, peaks[f"{name}.{group.name}"])
+                self.transforms |= {f"{name}.{linear}": found for linear in group.linears}
         if chosen.mixed == "metric-decoupled" and self.ctx.bits.w < chosen.average_bits:
             return mixed_precision_(
                 self.transformer, self.ctx, self.dynamic_quantization, self.replace_,

@@ -7,6 +7,7 @@ trajectory; the denoiser's output gives its error and, by the metric of its grou
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -140,20 +141,26 @@ def measure_sensitivity(
     """
     flat = [(q, sample) for q, own in enumerate(samples) for sample in own]
     exact = [_output(transformer, ctx, sample) for _, sample in flat]
-    error = [[0.0] * QUARTERS for _ in layers]
-    damage = [[0.0] * QUARTERS for _ in layers]
-    for i, layer in enumerate(layers):
-        ctx.progress(i / len(layers), f"sensitivity of {layer.name}")
+
+    def alone(layer: Layer) -> tuple[list[float], list[float]]:
+        error, damage = [0.0] * QUARTERS, [0.0] * QUARTERS
         originals = {name: linear_at(transformer, name) for name in layer.linears}
         for name in originals:
             replace_module_(transformer, name, quantized(name))
         for (quarter, sample), reference in zip(flat, exact, strict=True):
             out = _output(transformer, ctx, sample)
             share = 1 / len(samples[quarter])
-            error[i][quarter] += share * output_error(reference, out)
-            damage[i][quarter] += share * metrics[layer.group](reference, out)
+            error[quarter] += share * output_error(reference, out)
+            damage[quarter] += share * metrics[layer.group](reference, out)
         for name, linear in originals.items():
             replace_module_(transformer, name, linear)
+        return error, damage
+
+    found = []
+    for i, layer in enumerate(layers):
+        ctx.progress(i / len(layers), f"sensitivity of {layer.name}")
+        found.append(ctx.keep(f"sensitivity {i}", functools.partial(alone, layer)))
+    error, damage = [e for e, _ in found], [d for _, d in found]
     return Measured(error, damage, (len(layers) + 1) * len(flat))
 
 

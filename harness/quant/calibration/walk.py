@@ -1,16 +1,19 @@
 """Walking a denoiser block by block: the skeleton of every calibrated method.
 
-One block and one sample are in memory at a time; the samples lie on disk.
+One block and one sample are in memory at a time; the samples lie on disk. Where the calibration
+keeps what it has finished (``QuantContext.kept``), every block is kept when it is done, and a walk
+that was ended goes on behind the last one.
 """
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
@@ -18,9 +21,10 @@ from harness.method import SIMULATED, QuantContext, QuantReport
 from harness.models.block_input import BlockInput
 from harness.models.families.base import linear_at, target_groups
 from harness.quant.calibration.capture import branch_turns, each_first_block_input, run_block
+from harness.quant.calibration.finished import FinishedBlocks, block_content, content_digests
 from harness.quant.calibration.hessian import linear_hessians, output_error
 from harness.quant.calibration.samples import shortage, uniform_samples
-from harness.quant.calibration.spill import SpilledInputs
+from harness.quant.calibration.spill import FixedArguments, SpilledInputs
 from harness.quant.layers.apply import layer_reports
 from harness.quant.layers.layers import QuantizedLayer, replace_module_
 from harness.quant.layers.linear import QuantLinear, transformed_weight
@@ -57,6 +61,15 @@ class WalkedBlock:
     targets: Sequence[BlockInput]
     given: Sequence[BlockInput]
     walk: Walk
+
+    def progress(self, share: float, text: str = "") -> None:
+        """Say how far the work on this block is.
+
+        Args:
+            share: Of this block's work, 0 to 1.
+            text: What is done at the moment, behind what the walk says itself.
+        """
+        self.walk.say(self.index + min(1.0, share), text)
 
     def linears(self) -> Iterator[tuple[str, nn.Linear, InputGroup]]:
         """Every linear that is to be replaced: name relative to the block, layer, input group."""
@@ -98,6 +111,7 @@ class WalkedBlock:
         if error is not None:
             self.walk.errors[f"{self.name}.{name}"] = error
         self.walk.widths.add(linear.in_features)
+        self.walk.alive()
         replace_module_(self.block, name, layer)
 
 
@@ -117,6 +131,10 @@ class Walk:
         verb: What the progress line says is done to a block.
         prepare: Called with a block and its full-precision inputs before its targets are computed;
             may fold scales in the block, in place, which leaves its function as it was.
+        state: What the method carries from block to block, by name: dictionaries, lists, sets,
+            generators, or objects with ``state_dict`` and ``load_state_dict`` (a module outside
+            the blocks that the method changes, say). It is kept with the blocks and filled again,
+            in place, before the walk goes on. What a method changes within a block needs no state.
 
     Attributes:
         ctx: Context of the method.
@@ -135,6 +153,7 @@ class Walk:
         inputs: str | None = None,
         verb: str = "quantizing",
         prepare: Callable[[nn.Module, Sequence[BlockInput]], None] | None = None,
+        state: Mapping[str, Any] | None = None,
     ) -> None:
         options = ctx.options
         self._notes: tuple[str, ...] = ()
@@ -155,19 +174,56 @@ class Walk:
         self._prepare = prepare
         self._started = time.perf_counter()
         self._branches = 0
+        self._state = dict(state or {})
+        self._said = (0.0, verb)
 
     def __iter__(self) -> Iterator[WalkedBlock]:
-        """Yield every block in order."""
+        """Yield every block in order that is not finished yet."""
+        kept = self.ctx.kept
+        if kept is not None:
+            finished = FinishedBlocks(
+                kept, f"walk-{self._verb}", self._transformer, self._state, self.ctx.device
+            )
+            yield from self._walk(finished.folder, finished)
+            return
         with tempfile.TemporaryDirectory(prefix="harness-", dir=self.ctx.scratch) as folder:
-            yield from self._walk(Path(folder))
+            yield from self._walk(Path(folder), None)
 
-    def _walk(self, folder: Path) -> Iterator[WalkedBlock]:
+    def carry(self, **state: Any) -> None:
+        """Add to the ``state``, where it is made from what needs the walk."""
+        self._state |= state
+
+    def say(self, blocks: float, text: str = "") -> None:
+        """Tell the user how far the walk is.
+
+        Args:
+            blocks: Blocks done, with the share of the one at work.
+            text: What is done at the moment.
+        """
+        named = self.ctx.family.blocks(self._transformer)
+        at = f"{self._verb} {named[min(int(blocks), len(named) - 1)][0]}"
+        self._said = (blocks / len(named), f"{at}: {text}" if text else at)
+        self.ctx.progress(*self._said)
+
+    def alive(self) -> None:
+        """Tell the run that the walk goes on; called at every sample and at every linear."""
+        self.ctx.progress(*self._said)
+
+    def _walk(self, folder: Path, finished: FinishedBlocks | None) -> Iterator[WalkedBlock]:
         blocks = self.ctx.family.blocks(self._transformer)
-        inputs: Sequence[BlockInput] = self._spill(folder / "first", self._first())
-        self._branches = inputs[0].branches
-        given = inputs
-        for index, (name, block) in enumerate(blocks):
-            self.ctx.progress(index / len(blocks), f"{self._verb} {name}")
+        self._fixed = FixedArguments(folder / "fixed", self.ctx.device)
+        told = None if finished is None else finished.restore_()
+        start = 0 if told is None else int(told["finished"])
+        if told is not None:
+            self.errors |= told["errors"]
+            self.widths |= set(told["widths"])
+            self._branches = told["branches"]
+        if start == len(blocks):
+            return
+        inputs, given = self._start(folder, start, told)
+        for index, (name, block) in enumerate(blocks[start:], start=start):
+            self.say(index)
+            before = {} if finished is None else content_digests(block)
             if self._prepare is not None:
                 self._prepare(block, inputs)
             targets = self._spill(folder / f"{index}-targets", self._run(block, inputs))
@@ -179,13 +235,51 @@ class Walk:
             passed = targets
             if self._separate:
                 passed = self._spill(folder / f"{index}-given", self._run(block, given))
+            if finished is not None:
+                content = block_content(block, name, before)
+                finished.commit(index, content, self._told(index, targets, passed))
             spent = {id(used): used for used in (_spilled(inputs), _spilled(given))}
             for used in spent.values():
                 used.clear()
-            advance = _Advanced(self._transformer, self.ctx.family, index, targets)
-            inputs = given = advance
-            if self._separate:
-                given = _Advanced(self._transformer, self.ctx.family, index, passed)
+            inputs, given = self._advanced(index, targets, passed)
+        _spilled(inputs).clear()
+        _spilled(given).clear()
+        shutil.rmtree(self._fixed.folder, ignore_errors=True)
+
+    def _start(
+        self, folder: Path, start: int, told: dict[str, Any] | None
+    ) -> tuple[Sequence[BlockInput], Sequence[BlockInput]]:
+        """Inputs of the first block that is not finished, in full precision and as given."""
+        if told is None:
+            inputs = self._spill(folder / "first", self._first())
+            self._branches = inputs[0].branches
+            return inputs, inputs
+        last = start - 1
+        targets = self._opened(folder / f"{last}-targets").restore(told["targets"])
+        passed = targets
+        if self._separate:
+            passed = self._opened(folder / f"{last}-given").restore(told["given"])
+        return self._advanced(last, targets, passed)
+
+    def _advanced(
+        self, index: int, targets: SpilledInputs, passed: SpilledInputs
+    ) -> tuple[_Advanced, _Advanced]:
+        """Outputs of a block as the inputs of the next one, in full precision and as given."""
+        exact = _Advanced(self._transformer, self.ctx.family, index, targets)
+        if passed is targets:
+            return exact, exact
+        return exact, _Advanced(self._transformer, self.ctx.family, index, passed)
+
+    def _told(self, index: int, targets: SpilledInputs, passed: SpilledInputs) -> dict[str, Any]:
+        """What the walk needs to go on behind a block."""
+        return {
+            "finished": index + 1,
+            "errors": self.errors,
+            "widths": sorted(self.widths),
+            "branches": self._branches,
+            "targets": targets.facts(),
+            "given": [] if passed is targets else passed.facts(),
+        }
 
     def _first(self) -> Iterator[BlockInput]:
         turns: list[int | None] = []
@@ -194,6 +288,7 @@ class Walk:
         for i, given in enumerate(caught):
             turns = turns or branch_turns(self.samples, given.branches, self._rule)
             turn = turns[i]
+            self.alive()
             yield given if turn is None else given.branch(turn)
 
     def _run(self, block: nn.Module, inputs: Sequence[BlockInput]) -> Iterator[BlockInput]:
@@ -203,8 +298,12 @@ class Walk:
             yield given.with_streams(out)
 
     def _spill(self, folder: Path, inputs: Iterable[BlockInput]) -> SpilledInputs:
+        shutil.rmtree(folder, ignore_errors=True)  # what an ended attempt left of this block
         folder.mkdir()
-        return SpilledInputs(folder, self.ctx.device).extend(inputs)
+        return self._opened(folder).extend(inputs)
+
+    def _opened(self, folder: Path) -> SpilledInputs:
+        return SpilledInputs(folder, self.ctx.device, fixed=self._fixed, read=self.alive)
 
     def report(
         self,
