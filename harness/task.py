@@ -17,6 +17,8 @@ POOL = "pool"
 CELL = "cell"
 MEASURE = "measure"
 JUDGE = "judge"
+ALIVE = "alive"
+"""Event of a worker that has nothing to report and works."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

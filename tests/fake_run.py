@@ -44,7 +44,7 @@ def fake_executor(prepared: Prepared, store: Store) -> Executor:
     return LocalExecutor(
         store=store.root,
         device="cpu",
-        timeout_s=prepared.plan.experiment.execution.timeout_s,
+        stall_s=prepared.plan.experiment.execution.stall_s,
         folder=prepared.folder / "jobs",
         command=FAKE_WORKER,
     )

@@ -30,6 +30,7 @@ DEFAULT_CALIBRATION = "shapes-calib"
 GENERAL_CALIBRATION = "calib-general"
 DEFAULT_BUDGET = "quick"
 DEFAULT_CALIBRATION_PROMPTS = 10
+DEFAULT_STALL_S = 1800.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,14 +65,14 @@ class Execution:
     Attributes:
         jobs: Workers side by side; None for cores divided by threads.
         threads: Threads a worker computes with; part of the cohort.
-        timeout_s: Longest a worker may run.
+        stall_s: Longest a worker may be silent; how long it works is not limited.
         device: None to choose a CUDA device where there is one.
         measure: Whether latency and memory are measured at the end.
     """
 
     jobs: int | None
     threads: int
-    timeout_s: float
+    stall_s: float
     device: str | None
     measure: bool
 
@@ -153,7 +154,7 @@ def resolve(file: ExperimentFile, flags: Flags) -> Experiment:
         execution=Execution(
             jobs=flags.jobs or execution.jobs,
             threads=execution.threads or 1,
-            timeout_s=float(execution.timeout_s or 6 * 3600),
+            stall_s=float(execution.stall_s or DEFAULT_STALL_S),
             device=flags.device or execution.device,
             measure=execution.measure is not False,
         ),

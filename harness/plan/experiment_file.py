@@ -70,7 +70,7 @@ class ExecutionSection(_Section):
 
     jobs: int | None = Field(default=None, ge=1)
     threads: int | None = Field(default=None, ge=1)
-    timeout_s: float | int | None = Field(default=None, gt=0)
+    stall_s: float | int | None = Field(default=None, gt=0)
     device: str | None = None
     measure: bool | None = None
 
@@ -106,6 +106,15 @@ class ExperimentFile(_Section):
     execution: ExecutionSection = ExecutionSection()
     envs: EnvsSection = EnvsSection()
     vbench: VBenchSection = VBenchSection()
+
+
+_RENAMED = {
+    "execution.timeout_s": (
+        "a worker that says what it does may work as long as it takes",
+        "set execution.stall_s, the seconds that it may be silent (default 1800)",
+    )
+}
+"""Keys of earlier versions: why they are gone, and what to write instead."""
 
 
 def load_file(path: Path) -> ExperimentFile:
@@ -148,6 +157,8 @@ def _explain(name: str, cause: ValidationError) -> UsageError:
             f"{name}: {'.'.join(place)} = {error['input']!r}: {error['msg'].lower()}",
             "see `harness run --help` and the experiments/ folder for examples",
         )
+    if (renamed := _RENAMED.get(".".join(place))) is not None:
+        return UsageError(f"{name}: key '{'.'.join(place)}' is gone: {renamed[0]}", renamed[1])
     section: type[BaseModel] = ExperimentFile
     sections: dict[str, type[BaseModel]] = {
         "run": RunSection,

@@ -71,7 +71,7 @@ def local_executor(prepared: Prepared, store: Store) -> Executor:
     return LocalExecutor(
         store=store.root,
         device=prepared.plan.device.id,
-        timeout_s=prepared.plan.experiment.execution.timeout_s,
+        stall_s=prepared.plan.experiment.execution.stall_s,
         folder=prepared.folder / "jobs",
     )
 

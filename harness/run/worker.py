@@ -25,7 +25,7 @@ from harness.store.durable import DISK_FULL, link_tree
 from harness.store.lifeline import die_with
 from harness.store.store import Store
 from harness.store.work import claim
-from harness.task import CellTask, Job, MeasureTask, PoolTask
+from harness.task import ALIVE, CellTask, Job, MeasureTask, PoolTask
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -288,7 +288,7 @@ def main(arguments: list[str]) -> int:
     job = Job.from_json(Path(arguments[0]).read_text(encoding="utf-8"))
     die_with(job.parent)
     # What measuring times must have no hook in it; a process that computes then counts as alive.
-    pulse = Pulse(lambda: events.send("alive"), computing=isinstance(job.task, MeasureTask))
+    pulse = Pulse(lambda: events.send(ALIVE), computing=isinstance(job.task, MeasureTask))
     try:
         with pulse.running():
             run_job(job, events, pulse)

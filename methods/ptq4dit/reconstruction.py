@@ -99,6 +99,7 @@ class BlockReconstruction:
         factor = self.regulariser_factor()
 
         def regulariser(step: int) -> Tensor | None:
+            walked.training(step, options.iterations)
             beta = annealed_beta(
                 step / options.iterations, options.warmup, options.beta_start, options.beta_stop
             )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from harness.run.executors import local
 from harness.run.executors.local import LocalExecutor
 from harness.spec import Status
 from harness.store.keys import Keyed
@@ -30,11 +31,11 @@ TASK = MeasureTask(
 )
 
 
-def executor(tmp_path: Path, script: str, timeout_s: float = 60.0) -> LocalExecutor:
+def executor(tmp_path: Path, script: str, stall_s: float = 60.0) -> LocalExecutor:
     return LocalExecutor(
         store=tmp_path / "store",
         device="cpu",
-        timeout_s=timeout_s,
+        stall_s=stall_s,
         folder=tmp_path / "jobs",
         command=(sys.executable, "-c", script),
     )
@@ -89,10 +90,11 @@ def test_every_end_has_a_status_and_a_line(
     assert detail in ended.detail
 
 
-def test_a_worker_over_its_time_is_killed(tmp_path: Path) -> None:
+def test_a_silent_worker_is_killed(tmp_path: Path) -> None:
     script = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
-    _, ended = outcome(executor(tmp_path, script, timeout_s=0.5), tmp_path)
-    assert (ended.status, ended.detail) == (Status.TIMEOUT, "stopped after 0.5 s")
+    _, ended = outcome(executor(tmp_path, script, stall_s=0.5), tmp_path)
+    assert ended.status is Status.TIMEOUT
+    assert ended.detail.startswith("ended: silent for 0.5 s ([execution] stall_s)")
 
 
 def judge(tmp_path: Path, body: str) -> JudgeTask:
@@ -141,7 +143,7 @@ def test_a_judge_has_its_time_anew_with_each_word(tmp_path: Path) -> None:
         '    print("{\\"event\\": \\"score\\"}", flush=True); time.sleep(0.4)\n'
         "time.sleep(60)"
     )
-    found = executor(tmp_path, "", timeout_s=1.5)
+    found = executor(tmp_path, "", stall_s=1.5)
     events, ended = ended_of(found, judge(tmp_path, body), tmp_path / "log")
     assert len(events) == 6
     assert ended.status is Status.TIMEOUT
@@ -183,3 +185,58 @@ def test_a_worker_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     gone, alive = psutil.wait_procs([orphan], timeout=10)
     assert not alive or orphan.status() == psutil.STATUS_ZOMBIE
     del gone, tmp_path
+
+
+def test_a_worker_that_says_something_may_work_longer_than_it_may_be_silent(
+    tmp_path: Path,
+) -> None:
+    script = (
+        "import time\nfor _ in range(8):\n"
+        '    print(\'{"event": "alive"}\', flush=True); time.sleep(0.3)\n'
+        'print(\'{"event": "done"}\')'
+    )
+    events, ended = outcome(executor(tmp_path, script, stall_s=1.5), tmp_path)
+    assert ended.status is Status.OK
+    assert ended.seconds > 1.5
+    assert events == []  # a sign of life is no news
+
+
+def test_a_stall_names_a_lock_that_a_killed_compile_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = tmp_path / local._EXTENSIONS / "cpp" / "build" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    monkeypatch.setattr(local, "distribution", lambda name: Installed(tmp_path))
+    _, ended = outcome(executor(tmp_path, "import time; time.sleep(60)", stall_s=0.5), tmp_path)
+    assert f"remove '{lock}'" in ended.detail
+    lock.unlink()
+    _, ended = outcome(executor(tmp_path, "import time; time.sleep(60)", stall_s=0.5), tmp_path)
+    assert "lock" not in ended.detail
+
+
+class Installed:
+    """A distribution whose files lie in a folder of this test."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def locate_file(self, name: str) -> Path:
+        return self.root / name
+
+
+def test_a_task_computes_where_it_is_told_to(tmp_path: Path) -> None:
+    script = (
+        "import json, sys; job = json.load(open(sys.argv[1]))\n"
+        "print(json.dumps({'event': 'seen', 'device': job['device']}))\n"
+        "print(json.dumps({'event': 'done'}))"
+    )
+    found = executor(tmp_path, script)
+    for device, expected in (("", "cpu"), ("cuda:1", "cuda:1")):
+        found.start(TASK, log=tmp_path / "log", threads=1, device=device)
+        events: list[Event | Ended] = []
+        while not any(isinstance(one, Ended) for one in events):
+            events += found.poll(0.1)
+        assert isinstance(events[0], Event)
+        assert events[0].facts["device"] == expected
+    found.stop()

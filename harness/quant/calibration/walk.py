@@ -62,14 +62,10 @@ class WalkedBlock:
     given: Sequence[BlockInput]
     walk: Walk
 
-    def progress(self, share: float, text: str = "") -> None:
-        """Say how far the work on this block is.
-
-        Args:
-            share: Of this block's work, 0 to 1.
-            text: What is done at the moment, behind what the walk says itself.
-        """
-        self.walk.say(self.index + min(1.0, share), text)
+    def training(self, step: int, steps: int) -> None:
+        """Say which of the training steps of this block is made."""
+        if step < steps:
+            self.walk.say(self.index + step / steps, f"step {step + 1}/{steps}")
 
     def linears(self) -> Iterator[tuple[str, nn.Linear, InputGroup]]:
         """Every linear that is to be replaced: name relative to the block, layer, input group."""

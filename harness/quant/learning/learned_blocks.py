@@ -146,6 +146,7 @@ class BlockLearner:
             self._prepare_(trained, block, group, absmax[group.name], found, generator)
 
         def begin_step(step: int) -> None:
+            walked.training(step, steps)
             for shared in found.inputs.values():
                 shared.begin_step()
 

@@ -13,8 +13,15 @@ if TYPE_CHECKING:
 class Executor(Protocol):
     """Runs tasks somewhere else."""
 
-    def start(self, task: Task, *, log: Path, threads: int) -> None:
-        """Start a worker."""
+    def start(self, task: Task, *, log: Path, threads: int, device: str = "") -> None:
+        """Start a worker.
+
+        Args:
+            task: What it does.
+            log: Where goes what it prints.
+            threads: Threads it computes with.
+            device: Where it computes; empty for the executor's own choice.
+        """
 
     def poll(self, timeout_s: float) -> list[Event | Ended]:
         """What happened, waiting at most so long for something to happen."""

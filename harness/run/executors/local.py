@@ -11,11 +11,12 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from harness.spec import Status
-from harness.task import Ended, Event, Job, JudgeTask, Task
+from harness.task import ALIVE, Ended, Event, Job, JudgeTask, Task
 from harness.vbench.interpreter import WORKER as JUDGE
 from harness.vbench.interpreter import worker_environment
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 WORKER = (sys.executable, "-P", "-m", "harness.run.worker")
 STOP_GRACE_S = 2.0
+_EXTENSIONS = "optimum/quanto/library/extensions"  # where optimum-quanto compiles at first use
 _OOM_EVENTS = Path("/sys/fs/cgroup/memory.events")
 _SIGNALS = {s.value: s.name for s in signal.Signals}
 
@@ -36,11 +38,10 @@ class _Process:
     log: Path
     started: float
     oom_kills: int
-    since: float  # from when its time is counted
-    patient: bool  # whether each word of it gives it its time anew
+    since: float  # when it last said something
     buffer: bytes = b""
     last: dict[str, object] = field(default_factory=dict)
-    timed_out: bool = False
+    stalled: bool = False
 
 
 class LocalExecutor:
@@ -48,9 +49,8 @@ class LocalExecutor:
 
     Args:
         store: Root of the store.
-        device: What torch is told.
-        timeout_s: Longest a worker may run; a judge, which has the clips of all rows before it,
-            longest between two words.
+        device: What torch is told, where a task is started without a device of its own.
+        stall_s: Longest that a worker may be silent; each word of it gives it that time anew.
         folder: Where job files are written.
         command: The worker's command, for tests.
     """
@@ -60,24 +60,24 @@ class LocalExecutor:
         *,
         store: Path,
         device: str,
-        timeout_s: float,
+        stall_s: float,
         folder: Path,
         command: tuple[str, ...] = WORKER,
     ) -> None:
         self.store = store
         self.device = device
-        self.timeout_s = timeout_s
+        self.stall_s = stall_s
         self.folder = folder
         self.command = command
         self._running: dict[str, _Process] = {}
         self._selector = selectors.DefaultSelector()
 
-    def start(self, task: Task, *, log: Path, threads: int) -> None:
+    def start(self, task: Task, *, log: Path, threads: int, device: str = "") -> None:
         """Start a worker in a session of its own, so that Ctrl-C reaches the run alone."""
         self.folder.mkdir(parents=True, exist_ok=True)
         # Two runs may share a folder, and a worker believes what its job says about its parent.
         path = self.folder / f"{task.id}.{os.getpid()}.json"
-        path.write_text(self._job(task, threads), encoding="utf-8")
+        path.write_text(self._job(task, threads, device or self.device), encoding="utf-8")
         log.parent.mkdir(parents=True, exist_ok=True)
         command, folder, environment = self.command, None, _environment(threads)
         if isinstance(task, JudgeTask):
@@ -103,7 +103,6 @@ class LocalExecutor:
             started=started,
             oom_kills=_oom_kills(),
             since=started,
-            patient=folder is not None,
         )
         self._running[task.id] = process
         assert popen.stdout is not None
@@ -117,19 +116,19 @@ class LocalExecutor:
             process: _Process = key.data
             found += self._read(process, key.fileobj)  # type: ignore[arg-type]
         for process in list(self._running.values()):
-            if time.monotonic() - process.since > self.timeout_s and not process.timed_out:
-                process.timed_out = True
+            if time.monotonic() - process.since > self.stall_s and not process.stalled:
+                process.stalled = True
                 _signal(process, signal.SIGKILL)
             if process.popen.poll() is not None:
                 found += self._end(process)
         return found
 
-    def _job(self, task: Task, threads: int) -> str:
+    def _job(self, task: Task, threads: int, device: str) -> str:
         parent = os.getpid()
         if isinstance(task, JudgeTask):
             return json.dumps({**task.job, "threads": threads, "parent": parent}) + "\n"
         return Job(
-            task=task, store=self.store, device=self.device, threads=threads, parent=parent
+            task=task, store=self.store, device=device, threads=threads, parent=parent
         ).to_json()
 
     def stop(self) -> None:
@@ -153,14 +152,14 @@ class LocalExecutor:
         while chunk := pipe.read():
             process.buffer += chunk
         *lines, process.buffer = process.buffer.split(b"\n")
-        if lines and process.patient:
+        if lines:
             process.since = time.monotonic()
         for line in lines:
             facts = json.loads(line)
             name = facts.pop("event")
             if name in ("done", "failed"):
                 process.last = {"event": name, **facts}
-            else:
+            elif name != ALIVE:
                 found.append(Event(task=process.task, name=name, facts=facts))
         return found
 
@@ -185,8 +184,9 @@ class LocalExecutor:
 
     def _verdict(self, process: _Process) -> tuple[Status, str]:
         code = process.popen.returncode
-        if process.timed_out:
-            return Status.TIMEOUT, f"stopped after {self.timeout_s:g} s"
+        if process.stalled:
+            said = f"ended: silent for {self.stall_s:g} s ([execution] stall_s)"
+            return Status.TIMEOUT, f"{said}{_stale_lock()}"
         if code == 0 and process.last.get("event") == "done":
             return Status.OK, ""
         if process.last.get("event") == "failed":
@@ -198,6 +198,18 @@ class LocalExecutor:
         if code < 0:
             return Status.ERROR, f"crashed ({_SIGNALS.get(-code, -code)})"
         return Status.ERROR, f"exit code {code}: {_last_line(process.log)}"
+
+
+def _stale_lock() -> str:
+    """A lock of a compile that was killed, for which every later process waits silently."""
+    try:
+        root = distribution("optimum-quanto").locate_file(_EXTENSIONS)
+    except PackageNotFoundError:
+        return ""
+    locks = sorted(Path(str(root)).glob("*/build/lock"))
+    if not locks:
+        return ""
+    return f"; if nothing else compiles, remove '{locks[0]}', left by a compile that was ended"
 
 
 def _environment(threads: int, base: Mapping[str, str] = os.environ) -> dict[str, str]:
