@@ -32,17 +32,23 @@ _DAY_S = 86_400.0
 def gc(days: float | None, outdated: bool, dry_run: bool) -> None:
     """Remove what killed workers left, damaged entries and, if asked, old results.
 
+    What an interrupted calibration has finished stays for a week, or for the days of --older-than,
+    so that the same command goes on from there.
+
     What a run folder refers to is removed as well. The folder keeps its table, figures and clips,
     so `report` and `compare` work as before; `verify` and `diagnose` of its rows need the
     artifacts in the store, and say that they are gone.
     """
     from harness.store.manifests import find_outdated
     from harness.store.store import Store
+    from harness.store.work import STALE_WORK_S, idle_work, remove_work
 
     store = Store()
     earlier = find_outdated(store)
     doomed = dict.fromkeys(store.stale(), "leftover")
     doomed |= dict.fromkeys(sorted((store.root / "quarantine").glob("*")), "damaged")
+    age_s = STALE_WORK_S if days is None else days * _DAY_S
+    doomed |= dict.fromkeys(idle_work(store, older_than_s=age_s), "unfinished")
     if days is not None:
         doomed |= dict.fromkeys(_unused(store, days), "unused")
     if outdated:
@@ -52,10 +58,13 @@ def gc(days: float | None, outdated: bool, dry_run: bool) -> None:
         size = _bytes(path)
         total += size
         click.echo(f"{why}: {path.relative_to(store.root)} ({size / 1e6:.1f} MB)")
-        if not dry_run:
+        if not dry_run and why == "unfinished":
+            remove_work(path)
+        elif not dry_run:
             shutil.rmtree(path)
     verb = "would free" if dry_run else "freed"
     click.echo(f"{verb} {total / 1e6:.1f} MB in {len(doomed)} folders of {store.root}")
+    _say_unfinished(store, doomed)
     if outdated:
         _say_kept(store, [path for path in earlier.damaged if path not in doomed])
     else:
@@ -79,6 +88,19 @@ def _hint(outdated: list[Path]) -> None:
         click.echo(
             f"{len(outdated)} results ({size:.1f} MB) of earlier versions are never found by this "
             "one: `harness gc --outdated` removes them"
+        )
+
+
+def _say_unfinished(store: Store, doomed: dict[Path, str]) -> None:
+    """Say what is kept of interrupted calibrations."""
+    from harness.store.work import unfinished_work
+
+    kept = [path for path in unfinished_work(store) if path not in doomed]
+    if kept:
+        size = sum(_bytes(path) for path in kept) / 1e6
+        click.echo(
+            f"{len(kept)} unfinished results ({size:.1f} MB) are kept, from where their command "
+            "goes on: `harness gc --older-than 0` removes them with all unused results"
         )
 
 

@@ -101,7 +101,11 @@ def _list(
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/<run id>]"
 )
-@click.option("--device", help="cpu, cuda or cuda:<index>.  [default: a GPU if there is one]")
+@click.option(
+    "--device",
+    help="cpu, cuda, cuda:<index>; several of one kind as "
+    "cuda:0,cuda:1.  [default: a GPU if there is one]",
+)
 @click.option("--jobs", type=click.IntRange(min=1), help="Workers side by side.")
 @click.option("--no-baselines", is_flag=True, help="Leave out the control and rtn rows.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
@@ -187,7 +191,8 @@ def _print_plan(console: Any, prepared: Prepared, store: Any) -> None:
     lines += [f"judge {name}: {count} values" for name, count in plan.scores.items()]
     lines += plan.vbench.remarks
     lines += [
-        f"device {plan.device.id} ({plan.device.name}), {plan.jobs} workers of "
+        f"device {','.join(device.id for device in plan.devices)} ({plan.device.name}), "
+        f"{plan.jobs} workers of "
         f"{plan.experiment.execution.threads} threads",
         f"disk: at most {guess.disk_bytes / 1e6:.0f} MB in {store.root}",
         f"run folder: {prepared.folder}",

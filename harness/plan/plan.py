@@ -20,7 +20,7 @@ from harness.plan.registry import BrokenMethodError, MethodFacts, describe, find
 from harness.plan.suites import load_suite, refuse_overlap
 from harness.score.vbench_plan import JudgeSettings, VBenchPlan, plan_vbench
 from harness.store.keys import digest, plain
-from harness.store.provenance import Device, cohort, cores, find_device
+from harness.store.provenance import Device, cohort, cores, find_devices
 from harness.task import MeasuredRow, MeasureTask, PoolTask
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class Plan:
         gens: Generation settings of each model by name.
         vbench: What is asked of VBench.
         scores: Values that VBench has to be asked for, by dimension.
+        devices: Where workers compute, all of one kind; the first is ``device``.
     """
 
     run: str
@@ -59,6 +60,7 @@ class Plan:
     cohorts: dict[str, dict[str, Any]] = field(default_factory=dict)
     gens: dict[str, GenSpec] = field(default_factory=dict)
     scores: Counter[str] = field(default_factory=Counter)
+    devices: tuple[Device, ...] = ()
 
     @property
     def judges(self) -> int:
@@ -73,7 +75,23 @@ class Plan:
         if execution.jobs is not None:
             return execution.jobs
         # Two workers on one accelerator would share its memory and spoil each other's fit.
-        return max(1, cores() // execution.threads) if self.device.id == "cpu" else 1
+        if self.device.id != "cpu" or len(self.devices) > 1:
+            return max(1, len(self.devices))
+        return max(1, cores() // execution.threads)
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Device of each worker that runs side by side with the others."""
+        ids = [device.id for device in self.devices] or [self.device.id]
+        return tuple(ids[i % len(ids)] for i in range(self.jobs))
+
+    @property
+    def spreads(self) -> bool:
+        """Whether the clips of a row are dealt out over places that have nothing else to do.
+
+        Where neither several devices nor jobs were asked for, a row is one worker.
+        """
+        return len(self.devices) > 1 or self.experiment.execution.jobs is not None
 
     @property
     def metrics(self) -> dict[str, Metric]:
@@ -100,7 +118,8 @@ def make_plan(experiment: Experiment, store: Store) -> Plan:
     Raises:
         UsageError: A name is unknown, or evaluation and calibration prompts overlap.
     """
-    device = find_device(experiment.execution.device)
+    devices = find_devices(experiment.execution.device)
+    device = devices[0]
     suite = load_suite(experiment.suite, limit=experiment.limit, python=experiment.judge.python)
     models = tuple(model_spec(name) for name in experiment.models)
     if len({model.name for model in models}) != len(models):
@@ -138,6 +157,7 @@ def make_plan(experiment: Experiment, store: Store) -> Plan:
         cohorts=planner.cohorts,
         gens=planner.gens,
         scores=vbench.open(store, [cell.task for cell in cells if not cell.unsupported]),
+        devices=devices,
     )
 
 

@@ -5,26 +5,27 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from harness.errors import InfraError
 from harness.plan.plan import plan_measuring
 from harness.run.collect import Collector, Ending
 from harness.run.folder import UNFINISHED, describe_run, standing_of
+from harness.run.parts import Node, Rows, dealt_out, nodes_of
 from harness.score.vbench_stage import TASK, Docket, judge_tasks
 from harness.spec import Record, Status
 from harness.store.durable import DISK_FULL
 from harness.store.provenance import cores
 from harness.store.records import write_run
-from harness.task import Ended, Event
+from harness.task import Event
 
 if TYPE_CHECKING:
     from harness.plan.cells import PlannedCell
     from harness.plan.prepared import Prepared
     from harness.run.executors.base import Executor
     from harness.store.store import Store
-    from harness.task import Task
+    from harness.task import Ended, Task
 
 POLL_S = 0.2
 TROUBLE = "trouble"  # the event by which a worker tells of a score that it could not make
@@ -58,77 +59,102 @@ class Schedule:
     docket: Docket | None = None
     troubles: dict[str, tuple[Status, str]] = field(default_factory=dict)
     last_word: dict[str, float] = field(default_factory=dict)
+    rows: Rows = field(default_factory=Rows)
+    devices: dict[str, str] = field(default_factory=dict)
 
     def make_cells(self) -> dict[str, Ending]:
         """Run pools and cells, each when what it waits for has ended."""
         plan = self.prepared.plan
-        waiting: dict[str, tuple[Task, set[str]]] = {
-            name: (pool, set()) for name, pool in plan.pools.items()
-        }
         todo = {c.cell.id: c for c in plan.cells if not c.done}
-        for name, cell in todo.items():
-            needs = {cell.pool} if cell.needs_quantizing else set()
-            needs |= {cell.waits_for}
-            waiting[name] = (cell.task, {n for n in needs if n in plan.pools or n in todo})
+        nodes = [Node(task=pool, row=name) for name, pool in plan.pools.items()]
+        for cell in todo.values():
+            known = plan.pools.keys() | todo.keys()
+            nodes += nodes_of(cell, known=known, apart=len(plan.devices) > 1)
+        waiting = {node.task.id: node for node in nodes}
+        for node in nodes:
+            self.rows.expect(node)
         if todo:
             self._leave_standing()
         while waiting or self.running:
-            self._start_ready(waiting, todo)
+            self._start_ready(waiting)
             self._poll()
         return {c.cell.id: self._ending(c) for c in plan.cells}
 
-    def _start_ready(
-        self, waiting: dict[str, tuple[Task, set[str]]], todo: dict[str, PlannedCell]
-    ) -> None:
+    def _start_ready(self, waiting: dict[str, Node]) -> None:
         plan = self.prepared.plan
-        ready = [n for n, (_, needs) in waiting.items() if needs <= self.endings.keys()]
+        ready = [node for node in waiting.values() if node.waits <= self.endings.keys()]
+        for node in [n for n in ready if self._broken(n) is not None]:
+            ready.remove(node)
+            del waiting[node.task.id]
+            self._give_up(node)
         # The longest first: then the last worker to end is a short one.
-        ready.sort(key=lambda n: (n in todo and bool(todo[n].waits_for), -self._work_s(n)))
-        for name in ready:
-            if len(self.running) >= plan.jobs:
-                return
-            task, _ = waiting.pop(name)
-            broken = self.endings.get(todo[name].pool) if name in todo else None
-            if broken is not None and broken.status is not Status.OK:
-                self._give_up(name, broken)
-                continue
-            self._start(task, plan.experiment.execution.threads)
+        ready.sort(key=lambda n: (bool(n.waits - n.must), -self._work_s(n.row)))
+        free = plan.jobs - len(self.running)
+        for place, node in enumerate(ready[:free]):
+            del waiting[node.task.id]
+            # What nothing else is ready for is dealt out, the first rows a worker more.
+            share = -(-(free - place) // len(ready[place:])) if plan.spreads else 1
+            parts = dealt_out(node, share)
+            self.rows.deal_out(node, parts)
+            for part in parts:
+                self._start(part.task, plan.experiment.execution.threads)
+            free -= len(parts) - 1
+
+    def _broken(self, node: Node) -> Ended | None:
+        """How that ended without which a task cannot be done; None where all went well."""
+        ends = [self.endings[name] for name in sorted(node.must)]
+        return next((ended for ended in ends if ended.status is not Status.OK), None)
 
     def _work_s(self, name: str) -> float:
         return self.prepared.guess.work_s.get(name, 0.0)
 
-    def _give_up(self, name: str, broken: Ended) -> None:
-        ended = Ended(
-            task=name,
-            status=broken.status,
-            detail=f"recording the calibration failed: {broken.detail}",
-            disk_full=False,
-            log=broken.log,
-            seconds=0.0,
-        )
-        self.endings[name] = ended
-        self.monitor.ended(ended)
+    def _give_up(self, node: Node) -> None:
+        broken = self._broken(node)
+        assert broken is not None
+        detail = broken.detail
+        if broken.task in self.prepared.plan.pools:
+            detail = f"recording the calibration failed: {detail}"
+        self._end(replace(broken, task=node.task.id, detail=detail, disk_full=False, seconds=0.0))
 
     def _start(self, task: Task, threads: int) -> None:
         log = self.prepared.folder / "logs" / f"{task.id}.log"
-        self.executor.start(task, log=log, threads=threads)
+        device = self._free_device()
+        self.executor.start(task, log=log, threads=threads, device=device)
+        self.devices[task.id] = device
         self.running.add(task.id)
         self.last_word[task.id] = time.monotonic()
-        self.monitor.started(task.id)
+        if self.rows.start(task.id):
+            self.monitor.started(self.rows.rows.get(task.id, task.id))
+
+    def _free_device(self) -> str:
+        """The device that has the fewest of its places taken; one worker a place."""
+        taken = Counter(self.devices.values())
+        places = Counter(self.prepared.plan.places)
+        return min(places, key=lambda device: taken[device] / places[device])
 
     def _poll(self) -> None:
         for found in self.executor.poll(POLL_S):
             if isinstance(found, Event):
-                self._hear(found)
-                self.monitor.event(found)
+                event = self.rows.seen_as(found)
+                self._hear(event)
+                self.monitor.event(event)
                 continue
             self.running.discard(found.task)
-            self.endings[found.task] = found
-            self.monitor.ended(found)
-            if found.task in self._cells:
-                self._leave_standing()
+            del self.devices[found.task]
+            self._end(found)
             if found.disk_full:
                 raise _disk_full(found.task, found.detail)
+
+    def _end(self, found: Ended) -> None:
+        """A task has ended; a row has when its last part has."""
+        self.endings[found.task] = found
+        row = self.rows.end(found)
+        if row is None:
+            return
+        self.endings[row.task] = row
+        self.monitor.ended(row)
+        if row.task in self._cells:
+            self._leave_standing()
 
     def _hear(self, event: Event) -> None:
         """Keep what a worker said of scores that it made or could not make.

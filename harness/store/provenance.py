@@ -84,6 +84,38 @@ def find_device(wanted: str | None) -> Device:
     return Device(id=wanted, name=gpus[int(index or 0)])
 
 
+def find_devices(wanted: str | None) -> tuple[Device, ...]:
+    """Resolve a list of devices, ``cuda:0,cuda:1``; one worker computes on each.
+
+    Args:
+        wanted: Names as ``find_device`` knows them, separated by commas; ``cpu`` may stand several
+            times. None for one device of its choice.
+
+    Raises:
+        UsageError: A name is unknown or stands twice, or the devices are of two kinds: clips of one
+            table must come from one kind.
+    """
+    if wanted is None or "," not in wanted:
+        return (find_device(wanted),)
+    names = [part.strip() for part in wanted.split(",") if part.strip()]
+    found = tuple(find_device("cuda:0" if name == "cuda" else name) for name in names)
+    if not found:
+        raise UsageError(f"device '{wanted}' is unknown", "known: cpu, cuda, cuda:<index>")
+    for device in found:
+        if device.id != "cpu" and sum(other.id == device.id for other in found) > 1:
+            raise UsageError(
+                f"device '{device.id}' is named twice",
+                "--jobs sets how many workers share a device",
+            )
+    if other := next((d for d in found if d.name != found[0].name), None):
+        raise UsageError(
+            f"'{found[0].id}' is a {found[0].name} and '{other.id}' a {other.name}: clips of one "
+            "table must come from one kind of device",
+            "name devices of one kind, or run them apart",
+        )
+    return found
+
+
 @cache
 def cuda_names() -> tuple[str, ...]:
     """Names of the CUDA devices that the installed torch can use; asks the driver, not torch."""

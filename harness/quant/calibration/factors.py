@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,19 @@ SMALLEST = 1 << 12
 _SHARE = 4
 """Rows that equal their neighbour are stored once where that leaves at most this share, 1/4."""
 _CHUNK_BYTES = 1 << 26
+
+
+def content_digest(value: Tensor, told: bytes = b"") -> str:
+    """Digest of a tensor's bits.
+
+    Args:
+        value: Any tensor.
+        told: What else the digest is over.
+    """
+    found = hashlib.sha256(told)
+    if value.numel():
+        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def factor(value: Tensor) -> tuple[Tensor, list[dict[str, Any]]]:

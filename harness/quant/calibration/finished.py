@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import sys
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.models.families.fold import restore_modulation_scales_
+from harness.quant.calibration.factors import content_digest
 from harness.quant.layers.layers import layer_class, quantized_layers, replace_module_
 from harness.store.nest import read_nest, write_nest
 
@@ -103,7 +103,7 @@ class FinishedBlocks:
 
 def content_digests(block: nn.Module) -> dict[str, str]:
     """Digest of every tensor of a block, by which ``block_content`` sees what was changed."""
-    return {name: _digest(value) for name, value in block.state_dict().items()}
+    return {name: content_digest(value) for name, value in block.state_dict().items()}
 
 
 def block_content(block: nn.Module, name: str, before: Mapping[str, str]) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def block_content(block: nn.Module, name: str, before: Mapping[str, str]) -> dic
     changed = {
         f"{name}.{n}": value
         for n, value in block.state_dict().items()
-        if not n.startswith(inside) and before.get(n) != _digest(value)
+        if not n.startswith(inside) and before.get(n) != content_digest(value)
     }
     told = {
         f"{name}.{n}": {"kind": layer.kind, "facts": layer.describe(), "tensors": layer.stored()}
@@ -133,9 +133,9 @@ def restore_block_(transformer: nn.Module, held: Mapping[str, Any]) -> None:
     """Put what ``block_content`` gave into a denoiser as it was built, in place."""
     layers: dict[str, QuantizedLayer] = {}
     for name, told in held["layers"].items():
-        device = transformer.get_submodule(name).weight.device
+        device = next(transformer.get_submodule(name).parameters()).device
         layer = layer_class(told["kind"]).rebuild(told["facts"], told["tensors"])
-        layers[name] = layer.to(device)  # type: ignore[assignment]
+        layers[name] = layer.to(device)
         replace_module_(transformer, name, layers[name])
     _tie_(layers)
     changed: dict[str, Tensor] = held["changed"]
@@ -158,11 +158,6 @@ def _tie_(layers: Mapping[str, QuantizedLayer]) -> None:
             else:
                 owner, _, leaf = name.rpartition(".")
                 setattr(layer.get_submodule(owner), leaf, first)
-
-
-def _digest(value: Tensor) -> str:
-    content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-    return hashlib.sha256(memoryview(content)).hexdigest()
 
 
 def _state_of(value: Any) -> Any:

@@ -7,7 +7,6 @@ common (rotary embeddings, the text of a prompt) is stored once as well.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, overload
 
@@ -15,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from harness.models.block_input import BlockInput, Sample
-from harness.quant.calibration.factors import expand_factors, factor
+from harness.quant.calibration.factors import content_digest, expand_factors, factor
 from harness.store.durable import fsync_path
 from harness.store.nest import flatten, unflatten
 
@@ -75,8 +74,7 @@ class FixedArguments:
 
     def _keep(self, value: Tensor) -> str:
         told = f"{value.dtype}{list(value.shape)}".encode()
-        content = value.flatten().view(torch.uint8).numpy() if value.numel() else b""
-        key = hashlib.sha256(told + b"\0" + bytes(memoryview(content))).hexdigest()[:40]
+        key = content_digest(value, told)[:40]
         path = self.folder / f"{key}.safetensors"
         if not path.exists():
             temporary = path.with_suffix(".part")
