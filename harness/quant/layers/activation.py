@@ -156,6 +156,13 @@ _SHARE, _MOST = 16, 1 << 24
 so that the work beside it stays below its size, and no more than fills the device."""
 
 
+def work_values(values: int, device: str) -> int:
+    """How many values of so many are in work at a time on a kind of device."""
+    if device == "cpu":
+        return min(values, _CPU_CHUNK)
+    return min(values, max(_CPU_CHUNK, values // _SHARE), _MOST)
+
+
 def in_chunks(
     x: Tensor, work: Callable[[Tensor], Tensor], *, flat: bool = True, inplace: bool = False
 ) -> Tensor:
@@ -170,9 +177,7 @@ def in_chunks(
     Returns:
         Shape and dtype of ``x``.
     """
-    chunk = (
-        _CPU_CHUNK if x.device.type == "cpu" else min(max(_CPU_CHUNK, x.numel() // _SHARE), _MOST)
-    )
+    chunk = work_values(x.numel(), x.device.type)
     if x.numel() <= chunk or x.ndim < 2:
         return work(x).to(x.dtype)
     out = x if inplace else torch.empty(x.shape, dtype=x.dtype, device=x.device)

@@ -28,7 +28,7 @@ SETTING = "HARNESS_EXPANDED_MB"
 """Environment variable with the budget in MiB; 0 keeps nothing."""
 
 DEFAULT_MB = 32
-_CHUNK = 1 << 20
+CHUNK = 1 << 20
 """Weights expanded at a time: what lies beside the matrix is a few bytes for each of them."""
 
 
@@ -100,7 +100,7 @@ def expand_codes(
     rows, width = shape
     out = torch.empty(shape, dtype=dtype, device=packed.device)
     # eight rows are a whole number of bytes at every width
-    step = max(8, _CHUNK // width // 8 * 8)
+    step = max(8, CHUNK // width // 8 * 8)
     for start in range(0, rows, step):
         stop = min(rows, start + step)
         begin, end = start * width * bits // 8, packed_bytes(stop * width, bits)

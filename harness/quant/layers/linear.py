@@ -147,7 +147,8 @@ class QuantLinear(QuantizedLayer):
         y = nn.functional.linear(rounded, weight, bias)
         if branch is None:
             return y
-        return y + branch(rounded if branch.rounded else exact)
+        beside: Tensor = branch(rounded if branch.rounded else exact)
+        return y + beside if y.requires_grad or beside.requires_grad else y.add_(beside)
 
     def _expanded(self, dtype: torch.dtype) -> Tensor:
         """The weight in the dtype of the product, kept if there is room for it."""
