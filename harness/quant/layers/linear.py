@@ -22,7 +22,7 @@ from harness.quant.layers.expansion import EXPANDED, expand_codes
 from harness.quant.layers.grid import Affine, code_range, encode, expand, storable, weight_grid
 from harness.quant.layers.layers import QuantizedLayer, compact, dtype_name, under
 from harness.quant.layers.low_rank import LowRank
-from harness.quant.layers.pack import PackedCodes, pack, unpack
+from harness.quant.layers.pack import PackedCodes, pack, packed_bytes, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -263,9 +263,13 @@ def _held(codes: Tensor | PackedCodes, bits: int, grid: Affine | None) -> Tensor
     """Codes as a layer holds them.
 
     Raises:
-        ValueError: A code lies outside the grid; packed, it would be another one.
+        ValueError: A code lies outside the grid, and packed would be another one; or packed codes
+            are not so many.
     """
     if isinstance(codes, PackedCodes):
+        size = packed_bytes(codes.shape[0] * codes.shape[1], bits)
+        if codes.data.dtype != torch.uint8 or codes.data.shape != (size,):
+            raise ValueError(f"{list(codes.data.shape)} bytes of codes, {size} are needed")
         return codes.data.detach()
     if grid is None:
         return codes.detach().clone()
