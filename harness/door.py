@@ -81,20 +81,24 @@ def load_quantized(pipeline: DiffusionPipeline, artifact: str | Path) -> Diffusi
     """Put an artifact into a diffusers pipeline, in place: all that a user of the model needs.
 
     Args:
-        pipeline: A full-precision pipeline of the model that the artifact was made from.
-        artifact: Folder of the artifact.
+        pipeline: A full-precision pipeline of the model that the artifact was made from. It may be
+            compiled, and ``enable_model_cpu_offload()`` may have been called on it; other ways of
+            offloading are to be called afterwards.
+        artifact: Folder of the artifact. It stays what is kept of the model, with the
+            full-precision pipeline: ``save_pretrained`` of a quantized one refuses.
 
     Returns:
-        The same pipeline, its denoiser quantized.
+        The same pipeline, its denoiser quantized. After an error it is as it was.
 
     Raises:
-        UsageError: The pipeline has no denoiser, or one that is quantized already.
-        HarnessError: The folder is no artifact, or belongs to another model.
+        UsageError: The pipeline has no denoiser, one that is quantized already or in another
+            dtype, or one whose weights something else holds.
+        HarnessError: The folder is no artifact, is damaged, or belongs to another model.
     """
     from harness.artifact.loaded import open_family
     from harness.quant.layers.artifact import load_quantized as load
 
-    open_family(pipeline)
+    open_family(pipeline, to_quantize=False)
     return load(pipeline, Path(artifact).expanduser())
 
 
@@ -179,6 +183,8 @@ def quantize(
             worked, chosen, bits=width, options=values, family=family, gen=settings,
             prompts=texts, seed=seed, scratch=scratch, progress=progress or _silent,
         )  # fmt: skip
+    if inplace:
+        loaded.keep_from_saving_(pipeline, target)
     return Artifact(folder=target, report=report)
 
 

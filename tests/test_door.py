@@ -246,7 +246,7 @@ def test_what_is_no_full_precision_pipeline_is_refused_in_two_lines(tmp_path):
         (SimpleNamespace(unet=1), "has no transformer to quantize"),
         (SimpleNamespace(transformer=torch.nn.Linear(2, 2)), "Linear"),
         (wan(experts=2), "has two denoisers"),
-        (moved, "is moved between devices"),
+        (moved, r"is moved between devices|are held by enable_sequential_cpu_offload"),
     )
     for pipeline, words in cases:
         calls = (

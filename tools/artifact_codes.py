@@ -4,7 +4,7 @@
     python tools/artifact_codes.py --out after.json --against before.json
     python tools/artifact_codes.py --home A --home B           # artifacts of two HARNESS_HOMEs
 
-The digest goes over every tensor of ``weights.safetensors`` (codes, steps, zero points, transforms,
+The digest goes over every tensor of the artifact (codes, steps, zero points, transforms,
 what stays in high precision) and over what ``artifact.json`` says of each layer and of the step
 policy; not over the options and versions that it records. The first two forms quantize miniature
 pipelines with random weights; the last compares what two stores hold of the same model, row and
@@ -50,7 +50,9 @@ def model_digest(folder: Path) -> str:
     manifest = json.loads((folder / "artifact.json").read_text(encoding="utf-8"))
     said = {name: manifest.get(name) for name in ("layers", "shared", "kept_dtypes", "step_policy")}
     sha = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
-    for name, value in sorted(load_file(folder / "weights.safetensors").items()):
+    files = manifest.get("files", ["weights.safetensors"])
+    tensors = {k: v for file in files for k, v in load_file(folder / file).items()}
+    for name, value in sorted(tensors.items()):
         kind = str(value.dtype).removeprefix("torch.")
         sha.update(f"{name} {kind} {tuple(value.shape)}".encode())
         # as bytes: NumPy, which the rest of the digest is spelled by, has no bfloat16

@@ -12,13 +12,16 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from safetensors import safe_open
-
 from harness.artifact.stage import REPORT
 from harness.bits import IDENTITY_WIDTH
 from harness.generate.generate import FACTS_FILE, STEPS_BY_CHOICE
-from harness.quant.layers.artifact import WEIGHTS, artifact_bytes, read_manifest, stored_layers
 from harness.quant.layers.linear import QuantLinear
+from harness.quant.layers.stored import (
+    artifact_bytes,
+    open_artifact,
+    read_manifest,
+    stored_layers,
+)
 from harness.quant.layers.switch import SwitchedLinear
 from harness.store.manifests import sound_manifest
 
@@ -230,9 +233,8 @@ def _bias(layer: QuantizedLayer) -> int:
 
 def _kept(folder: Path, manifest: dict[str, Any]) -> int:
     """Numbers in the tensors that stay, from the headers."""
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
-        shapes = [file.get_slice(name).get_shape() for name in manifest["kept_dtypes"]]
-    return sum(math.prod(shape) for shape in shapes)
+    _, tensors = open_artifact(folder)
+    return sum(math.prod(tensors.place(name).shape) for name in manifest["kept_dtypes"])
 
 
 def _report(folder: Path) -> dict[str, Any]:

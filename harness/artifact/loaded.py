@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from harness.artifact.quantize import quantize
@@ -22,9 +21,11 @@ from harness.method import resolve_options
 from harness.models.families import family_name_of
 from harness.models.hub import FAMILY_GEN, HUB, TWO_DENOISERS, refuse_two_denoisers
 from harness.models.shapes import weights_dir
+from harness.models.skeleton import empty_denoiser
 from harness.models.table import SHAPES_GEN, SHAPES_WEIGHTS, cogvideox_gen
 from harness.models.trajectories import record_pool
 from harness.quant.layers.layers import quantized_layers
+from harness.quant.layers.wrapped import refuse_saving_, unwrapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -38,12 +39,16 @@ if TYPE_CHECKING:
 _RECORDING = 0.1  # share of the progress that recording trajectories takes
 
 
-def open_family(pipeline: DiffusionPipeline) -> str:
+def open_family(pipeline: DiffusionPipeline, *, to_quantize: bool = True) -> str:
     """Family of a loaded pipeline's denoiser.
 
+    Args:
+        pipeline: The pipeline.
+        to_quantize: A method shall work on the denoiser, which must then be neither compiled nor
+            moved between devices while it runs.
+
     Raises:
-        UsageError: It has none, one that is quantized already, or one that is moved between
-            devices while it runs.
+        UsageError: It has none, one that is quantized already, or one in no state to be quantized.
         HarnessError: The denoiser belongs to no supported family, or is one of two.
     """
     transformer = getattr(pipeline, "transformer", None)
@@ -52,11 +57,16 @@ def open_family(pipeline: DiffusionPipeline) -> str:
             f"a {type(pipeline).__name__} has no transformer to quantize",
             "give a loaded text-to-video pipeline of diffusers",
         )
+    if to_quantize and unwrapped(transformer) is not transformer:
+        raise UsageError(
+            "the denoiser of this pipeline is compiled", "quantize first, call torch.compile after"
+        )
+    transformer = unwrapped(transformer)
     if quantized_layers(transformer) or getattr(transformer, "hf_quantizer", None) is not None:
         raise UsageError(
             "the denoiser of this pipeline is quantized already", "load the pipeline again"
         )
-    if hasattr(transformer, "_hf_hook"):
+    if to_quantize and hasattr(transformer, "_hf_hook"):
         raise UsageError(
             "the denoiser of this pipeline is moved between devices while it runs",
             "call enable_model_cpu_offload() and the like afterwards",
@@ -241,10 +251,18 @@ def record_and_quantize(
 def _blank(transformer: Any, method: Method) -> nn.Module:
     """A denoiser of the same architecture without weights, to load an artifact into.
 
-    On the CPU, where there is room; layers of a library may need the device they are made for.
+    Layers of a library may need the device they are made for; all others are read to the CPU, where
+    there is room.
     """
-    device = transformer.device if getattr(method, "libraries", ()) else torch.device("cpu")
-    with torch.device("meta"):  # no time goes into random weights
-        blank: nn.Module = type(transformer).from_config(transformer.config)
+    name = type(transformer).__name__
+    blank = empty_denoiser(name, transformer.config, transformer.dtype)
+    if not getattr(method, "libraries", ()):
+        return blank
     nn.Module.to(blank, transformer.dtype)  # diffusers' own warns of parts that are not computed
-    return blank.to_empty(device=device)
+    return blank.to_empty(device=transformer.device)
+
+
+def keep_from_saving_(pipeline: DiffusionPipeline, artifact: Path) -> None:
+    """Make a pipeline that was quantized in place say how it is saved, in place."""
+    for holder in (pipeline, pipeline.transformer):
+        refuse_saving_(holder, artifact)

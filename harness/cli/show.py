@@ -80,7 +80,7 @@ def artifact(folder: Path) -> None:
     from harness.quant.layers.artifact import read_manifest
     from harness.report import inspection
 
-    about = _without(read_manifest(folder), "layers", "kept_dtypes", "shared")
+    about = _without(read_manifest(folder), "layers", "kept_dtypes", "shared", "model_config")
     _facts({k: v if isinstance(v, str) else json.dumps(v) for k, v in about.items()})
     click.echo("")
     click.echo(inspection.text(inspect(folder)))

@@ -31,6 +31,13 @@ def peak_memory(device: torch.device | str) -> Iterator[Callable[[], int]]:
     yield _peak_resident
 
 
+def resident() -> int:
+    """Bytes that this process has in memory now."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
 def _peak_resident() -> int:
     if _STATUS.exists():
         for line in _STATUS.read_text().splitlines():

@@ -245,7 +245,7 @@ def test_w4a6_is_a_mixture_of_steps_whose_true_mean_is_reported_and_stored(tmp_p
     switched = [m for m in fresh.modules() if isinstance(m, SwitchedLinear)]
     assert len(switched) == len(token_layers)
     assert [form.activation_spec.bits for form in switched[0].forms] == [4, 8]
-    assert switched[0].forms[0].codes is switched[0].forms[1].codes
+    assert switched[0].forms[0].packed is switched[0].forms[1].packed
 
 
 def test_a_given_threshold_is_used_and_only_checked(tmp_path: Path) -> None:

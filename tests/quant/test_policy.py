@@ -169,7 +169,7 @@ def test_forms_that_differ_in_activations_alone_are_stored_once(tmp_path: Path) 
         assert ("choices.1.codes" in shared["shared"]) == (name == "one")
     assert sizes["two"] - sizes["one"] > WIDTH * WIDTH  # the second form's 8-bit codes
     layer = driven(DeltaPolicy(1.0)).linear
-    assert layer.forms[0].codes is layer.forms[1].codes
+    assert layer.forms[0].packed is layer.forms[1].packed
 
 
 def test_bounds_that_do_not_descend_are_refused() -> None:

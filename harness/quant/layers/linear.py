@@ -12,11 +12,17 @@ from torch import Tensor, nn
 from harness.bits import IDENTITY_WIDTH
 from harness.method import LayerReport
 from harness.quant.layers import transform as known_transforms
-from harness.quant.layers.activation import ActivationSpec, quantize_activation
-from harness.quant.layers.grid import Affine, decode, encode, expand, storable, weight_grid
+from harness.quant.layers.activation import (
+    ActivationSpec,
+    in_chunks,
+    quantize_activation,
+    round_activation,
+)
+from harness.quant.layers.expansion import EXPANDED, expand_codes
+from harness.quant.layers.grid import Affine, code_range, encode, expand, storable, weight_grid
 from harness.quant.layers.layers import QuantizedLayer, compact, dtype_name, under
 from harness.quant.layers.low_rank import LowRank
-from harness.quant.layers.pack import pack, unpack
+from harness.quant.layers.pack import PackedCodes, pack, packed_bytes, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -42,12 +48,13 @@ class WeightSpec:
 class QuantLinear(QuantizedLayer):
     """``y = Q_a(T(x)) W_q^T + bias`` with W_q on an integer grid, plus a low-rank branch if any.
 
-    The forward pass here is simulated: values sit on the grid, arithmetic is floating point.
+    The forward pass here is simulated: values sit on the grid, arithmetic is floating point. Codes
+    are held packed and the weight is expanded for each call (``expansion.py``).
 
     Args:
         weight: WeightSpec of the stored codes.
-        codes: Integer codes ``[out_features, in_features]`` (any dtype), or the weight itself at
-            width 16.
+        codes: Integer codes ``[out_features, in_features]`` (any dtype), packed or not, or the
+            weight itself at width 16.
         grid: Step and zero point ``[out_features, groups]``; None at width 16.
         bias: ``[out_features]`` or None.
         transforms: Applied to the input in order.
@@ -56,7 +63,7 @@ class QuantLinear(QuantizedLayer):
     """
 
     kind = "linear"
-    codes: Tensor
+    packed: Tensor
     scale: Tensor | None
     zero: Tensor | None
     bias: Tensor | None
@@ -65,7 +72,7 @@ class QuantLinear(QuantizedLayer):
         self,
         *,
         weight: WeightSpec,
-        codes: Tensor,
+        codes: Tensor | PackedCodes,
         grid: Affine | None,
         bias: Tensor | None,
         transforms: Sequence[nn.Module],
@@ -79,13 +86,9 @@ class QuantLinear(QuantizedLayer):
         self.activation_spec = activation
         self.transforms = nn.ModuleList(transforms)
         self.out_features, self.in_features = codes.shape
-        stored = (
-            codes
-            if grid is None
-            else codes.to(torch.uint8 if grid.zero is not None else torch.int8)
-        )
-        self.register_buffer("codes", stored.detach().clone())
-        self.register_buffer("scale", None if grid is None else grid.scale.detach().float().clone())
+        self.register_buffer("packed", _held(codes, weight.bits, grid))
+        scale = None if grid is None else compact(grid.scale.detach().float()).clone()
+        self.register_buffer("scale", scale)
         zero = (
             None
             if grid is None or grid.zero is None
@@ -94,20 +97,31 @@ class QuantLinear(QuantizedLayer):
         self.register_buffer("zero", zero)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
         self.low_rank = low_rank
-        self._dequantized: Tensor | None = None
 
     @property
     def grid(self) -> Affine | None:
         """Step and zero point as floats, None at width 16."""
         if self.scale is None:
             return None
-        return Affine(self.scale, None if self.zero is None else self.zero.float())
+        return Affine(self.scale.float(), None if self.zero is None else self.zero.float())
 
-    def dequantized(self) -> Tensor:
-        """The weight on its grid, in the transformed basis, float32 ``[out, in]``."""
-        if self.grid is None:
-            return self.codes
-        return decode(self.codes.float(), expand(self.grid, self.weight_spec.group))
+    @property
+    def codes(self) -> Tensor:
+        """Codes ``[out, in]``, unpacked anew: int8 (symmetric) or uint8; the weight at width 16."""
+        if self.scale is None:
+            return self.packed
+        bits, signed = self.weight_spec.bits, self.zero is None
+        return unpack(self.packed, bits, (self.out_features, self.in_features), signed=signed)
+
+    def dequantized(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The weight on its grid, in the transformed basis, ``[out, in]``; as it is at width 16."""
+        if self.scale is None:
+            return self.packed
+        shape = self.out_features, self.in_features
+        return expand_codes(
+            self.packed, self.weight_spec.bits, shape, Affine(self.scale, self.zero),
+            group=self.weight_spec.group, dtype=dtype,
+        )  # fmt: skip
 
     def transform(self, x: Tensor) -> Tensor:
         """Apply the input transforms."""
@@ -116,16 +130,38 @@ class QuantLinear(QuantizedLayer):
         return x
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the layer, simulated; ``[..., in_features]`` to ``[..., out_features]``."""
-        if self._dequantized is None or self._dequantized.dtype != x.dtype:
-            self._dequantized = self.dequantized().to(x.dtype)
-        exact = self.transform(x)
-        x = quantize_activation(exact, self.activation_spec)
+        """Compute the layer, simulated; ``[..., in_features]`` to ``[..., out_features]``.
+
+        Without a gradient the input is transformed and rounded some tokens at a time.
+        """
+        weight = self._expanded(x.dtype)
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        y = nn.functional.linear(x, self._dequantized, bias)
-        if self.low_rank is None:
+        branch = self.low_rank
+        if (torch.is_grad_enabled() and x.requires_grad) or torch.compiler.is_compiling():
+            exact = self.transform(x)
+            rounded = quantize_activation(exact, self.activation_spec)
+        else:
+            exact = in_chunks(x, self.transform) if len(self.transforms) else x
+            own = exact is not x and (branch is None or branch.rounded)
+            rounded = round_activation(exact, self.activation_spec, inplace=own)
+        y = nn.functional.linear(rounded, weight, bias)
+        if branch is None:
             return y
-        return y + self.low_rank(x if self.low_rank.rounded else exact)
+        beside: Tensor = branch(rounded if branch.rounded else exact)
+        return y + beside if y.requires_grad or beside.requires_grad else y.add_(beside)
+
+    def _expanded(self, dtype: torch.dtype) -> Tensor:
+        """The weight in the dtype of the product, kept if there is room for it."""
+        if self.scale is None and self.packed.dtype == dtype:
+            return self.packed
+
+        def make() -> Tensor:
+            return self.dequantized(dtype).to(dtype)
+
+        if torch.compiler.is_compiling():
+            return make()
+        with torch.inference_mode(False), torch.no_grad():  # a later call may need a gradient
+            return EXPANDED.get(self, dtype, make)
 
     def describe(self) -> dict[str, Any]:
         """Widths, grids, transforms, branch."""
@@ -135,7 +171,7 @@ class QuantLinear(QuantizedLayer):
             "activation": dataclasses.asdict(self.activation_spec),
             "transforms": [t.kind for t in self._steps],
             "bias": None if self.bias is None else dtype_name(self.bias),
-            "dtype": dtype_name(self.codes) if self.scale is None else None,
+            "dtype": dtype_name(self.packed) if self.scale is None else None,
         }
         if self.low_rank is not None:
             facts["low_rank"] = {
@@ -147,9 +183,7 @@ class QuantLinear(QuantizedLayer):
 
     def stored(self) -> dict[str, Tensor]:
         """Packed codes, steps, transforms, bias, branch."""
-        identity = self.weight_spec.bits == IDENTITY_WIDTH
-        codes = compact(self.codes) if identity else pack(self.codes, self.weight_spec.bits)
-        found = {"codes": codes}
+        found = {"codes": compact(self.packed)}
         for i, step in enumerate(self._steps):
             found |= {f"transforms.{i}.{k}": compact(v) for k, v in step.tensors().items()}
         for key in ("scale", "zero", "bias"):
@@ -164,17 +198,16 @@ class QuantLinear(QuantizedLayer):
     def rebuild(cls, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> QuantLinear:
         """Rebuild from what ``describe`` and ``stored`` gave."""
         weight = WeightSpec(**facts["weight"])
-        grid = None
+        grid, codes = None, tensors["codes"]
         if "scale" in tensors:
-            zero = tensors["zero"].float() if "zero" in tensors else None
-            grid = Affine(tensors["scale"].float(), zero)
-            shape = tuple(facts["shape"])
-            codes = unpack(tensors["codes"], weight.bits, shape, signed=weight.symmetric)
+            grid = Affine(tensors["scale"], tensors.get("zero"))
+            rows, columns = facts["shape"]
+            held: Tensor | PackedCodes = PackedCodes(codes, (rows, columns))
         else:
-            codes = tensors["codes"].to(getattr(torch, facts["dtype"]))
+            held = codes.to(getattr(torch, facts["dtype"]))
         low_rank = None
         if "low_rank" in facts:
-            parts = {k: v.float() for k, v in under("low_rank.", tensors).items()}
+            parts = under("low_rank.", tensors)
             about = facts["low_rank"]
             low_rank = LowRank(
                 parts["down"], parts["up"], gain=parts.get("gain"),
@@ -182,7 +215,7 @@ class QuantLinear(QuantizedLayer):
             )  # fmt: skip
         return cls(
             weight=weight,
-            codes=codes,
+            codes=held,
             grid=grid,
             bias=tensors["bias"].to(getattr(torch, facts["bias"])) if facts["bias"] else None,
             transforms=[
@@ -220,10 +253,31 @@ class QuantLinear(QuantizedLayer):
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLinear:
-        """Drop the cached weight when the module moves to another device or dtype."""
-        self._dequantized = None
+        """Drop the expanded weight when the module moves to another device or dtype."""
+        EXPANDED.drop(self)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
+
+
+def _held(codes: Tensor | PackedCodes, bits: int, grid: Affine | None) -> Tensor:
+    """Codes as a layer holds them.
+
+    Raises:
+        ValueError: A code lies outside the grid, and packed would be another one; or packed codes
+            are not so many.
+    """
+    if isinstance(codes, PackedCodes):
+        size = packed_bytes(codes.shape[0] * codes.shape[1], bits)
+        if codes.data.dtype != torch.uint8 or codes.data.shape != (size,):
+            raise ValueError(f"{list(codes.data.shape)} bytes of codes, {size} are needed")
+        return codes.data.detach()
+    if grid is None:
+        return codes.detach().clone()
+    low, high = code_range(bits, grid.zero is None)
+    least, most = codes.aminmax()
+    if not low <= float(least) <= float(most) <= high:
+        raise ValueError(f"codes {float(least):g}..{float(most):g} lie outside {low}..{high}")
+    return pack(codes.detach(), bits)
 
 
 def transformed_weight(weight: Tensor, transforms: Sequence[nn.Module]) -> Tensor:

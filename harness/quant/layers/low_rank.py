@@ -15,7 +15,7 @@ class LowRank(nn.Module):
     """``z -> (gain * z) down^T up^T``.
 
     Args:
-        down: ``[rank, in_features]``; held in half precision where that is exact.
+        down: ``[rank, in_features]``; of a loaded layer in half precision where that is exact.
         up: ``[out_features, rank]``.
         rounded: Whether z is the layer's input after the rounding (Q-VDiT) or the transformed input
             before it (SVDQuant).
@@ -60,7 +60,7 @@ class LowRank(nn.Module):
         """
         inner = nn.functional.linear(z, self.down.to(z.dtype))
         if self.gain is not None:
-            gains = token_gains(self.gain, z.shape[-2], self.text_tokens)
+            gains = token_gains(self.gain.float(), z.shape[-2], self.text_tokens)
             inner = inner * gains[:, None].to(z.dtype)
         return nn.functional.linear(inner, self.up.to(z.dtype))
 

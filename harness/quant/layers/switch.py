@@ -11,7 +11,7 @@ from harness.quant.layers.layers import QuantizedLayer, under
 from harness.quant.layers.linear import QuantLinear
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 
 class SwitchedLinear(QuantizedLayer):
@@ -109,6 +109,18 @@ class SwitchedLinear(QuantizedLayer):
                 if name in held and _same(held[name], value):
                     owner, _, leaf = name.rpartition(".")
                     setattr(other.get_submodule(owner), leaf, held[name])
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SwitchedLinear:
+        """Keep one tensor for what forms have in common when the module moves."""
+        moved: dict[int, tuple[Tensor, Tensor]] = {}
+
+        def once(value: Tensor) -> Tensor:
+            if id(value) not in moved:
+                moved[id(value)] = value, fn(value)  # the key is valid while the value lives
+            return moved[id(value)][1]
+
+        super()._apply(once, recurse)  # type: ignore[no-untyped-call]
+        return self
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -77,16 +77,10 @@ class Hadamard(nn.Module):
 
     kind = "hadamard"
     signs: Tensor
-    _outer: Tensor
-    _inner: Tensor
 
     def __init__(self, signs: Tensor) -> None:
         super().__init__()
         self.register_buffer("signs", signs.to(torch.int8).clone())
-        outer, inner = hadamard.factors(signs.numel())
-        # buffers, so that they move with the module once and not at every forward pass
-        self.register_buffer("_outer", outer, persistent=False)
-        self.register_buffer("_inner", inner, persistent=False)
 
     @classmethod
     def random(cls, width: int, generator: torch.Generator) -> Hadamard:
@@ -95,7 +89,9 @@ class Hadamard(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Rotate activations ``[..., in_features]``."""
-        return _kronecker(x * self.signs.to(x.dtype), self._outer, self._inner)
+        return _kronecker(
+            x * self.signs.to(x.dtype), *hadamard.held_factors(self.signs.numel(), x.device)
+        )
 
     def weight(self, weight: Tensor) -> Tensor:
         """Rotate a weight likewise: an orthogonal map is its own inverse transpose."""

@@ -1,0 +1,49 @@
+"""A denoiser without weights: its modules and its computed tables, no parameter in memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import HarnessError
+from harness.models.families import family_name_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+    from torch import nn
+
+
+def empty_denoiser(class_name: str, config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
+    """Build a denoiser whose parameters are on the meta device.
+
+    Buffers are real, on the CPU: rotary and positional tables are in no checkpoint, a constructor
+    computes them. They come out as ``from_pretrained`` makes them, which builds a model the same
+    way under the same default dtype.
+
+    Args:
+        class_name: Class of diffusers.
+        config: What it is built with.
+        dtype: Default dtype of what is built.
+
+    Raises:
+        HarnessError: The class belongs to no supported family, or does not take the config.
+    """
+    import diffusers
+    import torch
+    from accelerate import init_empty_weights
+
+    family_name_of(class_name)  # refuses a class of no family
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with init_empty_weights(include_buffers=False):
+            built: nn.Module = getattr(diffusers, class_name).from_config(dict(config))
+    except (TypeError, ValueError, AttributeError) as cause:
+        raise HarnessError(
+            f"no {class_name} can be built from its config: {cause}",
+            "quantize again with this version, or install the diffusers it was made with",
+        ) from cause
+    finally:
+        torch.set_default_dtype(before)
+    return built.eval().requires_grad_(False)
