@@ -27,11 +27,15 @@ _PART_OF = {
     "transformer": DENOISER,
     "vae": DECODER,
 }
-_UNNEEDED = ("image_encoder", "image_processor", "feature_extractor", "safety_checker")
-"""Components of image-to-video and of filters; pipelines that read text take None for them."""
-_UNNEEDED += ("prompt_enhancer",)
-"""Language models that write the prompt anew: another text than the suite's."""
-
+# Of image-to-video and of filters; and language models that write the prompt anew, which would be
+# another text than the suite's. Pipelines that read text take None for them.
+_UNNEEDED = (
+    "image_encoder",
+    "image_processor",
+    "feature_extractor",
+    "safety_checker",
+    "prompt_enhancer",
+)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _BITS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 # Own width first. Then float32, of which both halves are roundings; a float16 value is nearer to
@@ -76,7 +80,7 @@ def components(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Weights:
+class Form:
     """One form of a component's weights.
 
     Attributes:
@@ -92,7 +96,7 @@ class Weights:
 
 def choose_weights(
     names: Iterable[str], component: str, library: str, dtype: str = "bfloat16"
-) -> Weights:
+) -> Form:
     """Choose the form of a component's weights that is loaded.
 
     The one without a variant where there is one; else the variant whose width is nearest to the
@@ -128,14 +132,14 @@ def choose_weights(
     raise _no_weights(names, component, library)
 
 
-def _forms(names: Iterable[str], stem: str) -> list[Weights]:
+def _forms(names: Iterable[str], stem: str) -> list[Form]:
     whole = re.compile(rf"{stem}(?:\.([\w-]+))?\.safetensors")
     index = re.compile(rf"{stem}\.safetensors\.index(?:\.([\w-]+))?\.json")
     found = []
     for name in names:
         for pattern, sharded in ((whole, False), (index, True)):
             if match := pattern.fullmatch(name):
-                found.append(Weights(variant=match[1] or "", file=name, sharded=sharded))
+                found.append(Form(variant=match[1] or "", file=name, sharded=sharded))
     return found
 
 
