@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
 from harness.models.families import family_name_of
+from harness.models.repository import check_repository
 from harness.spec import GenSpec, ModelSpec
 from harness.store.durable import replace_file
 from harness.store.store import home, now
@@ -117,6 +118,7 @@ def hub_spec(name: str) -> ModelSpec:
     locked = lock(repo)
     index = _json(fetch(repo, MODEL_INDEX, locked["revision"]))
     refuse_two_denoisers(repo, index)
+    check_repository(repo, locked["revision"], index)
     family = family_name_of(str(index.get("transformer", ["", ""])[1]))
     return ModelSpec(
         name=name.replace("/", "--"),

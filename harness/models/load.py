@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import logging
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
+from harness.models.components import Component, explained, load_component
 from harness.models.families import family_by_name, family_name_of
+from harness.models.files import DENOISER, PARTS, TEXT, components, has_weights, part_of
 from harness.models.hub import MODEL_INDEX, TWO_DENOISERS, refuse_two_denoisers
+from harness.models.repository import download
+from harness.models.stand_in import stand_in
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator, Mapping
 
     from diffusers import DiffusionPipeline
-    from torch import nn
 
     from harness.spec import ModelSpec
 
@@ -41,59 +47,134 @@ def _quiet_import() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def load_pipeline(spec: ModelSpec, *, device: str, dtype: str) -> DiffusionPipeline:
-    """Load a pipeline in evaluation mode.
+def load_pipeline(
+    spec: ModelSpec, *, device: str, dtype: str, parts: Collection[str] | None = None
+) -> DiffusionPipeline:
+    """Load a pipeline in evaluation mode, or the parts of it that a stage uses.
+
+    Components that text-to-video does not use are never loaded. Of a part that is not wanted no
+    weights are read: text encoders and tokenizers are None, in the place of denoiser and VAE stands
+    a :class:`~harness.models.stand_in.StandIn`. The scheduler is always there.
 
     Args:
         spec: Folder in diffusers format, or hub id and revision.
         device: ``cpu``, ``cuda``, ``cuda:1``.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
+        parts: ``text``, ``denoiser``, ``decoder``, any of them; None for all.
 
     Raises:
-        HarnessError: The folder is no pipeline, the hub cannot be reached, or the family is not
-            supported.
+        HarnessError: The folder is no pipeline, the hub cannot be reached, the family is not
+            supported, or what was loaded is not what was asked: a tensor is missing, unexpected, of
+            another shape, or not finite.
+        ValueError: A part is unknown.
     """
-    import torch
-
     with _quiet_import():
-        from diffusers import DiffusionPipeline
+        import diffusers
         from diffusers.utils.logging import disable_progress_bar
         from transformers.utils.logging import disable_progress_bar as disable_transformers_bar
 
     disable_progress_bar()
     disable_transformers_bar()
+    wanted = frozenset(PARTS if parts is None else parts)
+    if wanted - set(PARTS):
+        raise ValueError(f"parts are {sorted(wanted)}, expected some of {', '.join(PARTS)}")
     folder = Path(spec.repo)
-    if folder.is_absolute() and not (folder / MODEL_INDEX).is_file():
+    if not folder.is_absolute():
+        folder = download(spec.repo, spec.revision, parts=wanted, dtype=dtype)
+    index = _read_index(folder)
+    cls = getattr(diffusers, str(index.get("_class_name")), None)
+    if cls is None:
+        raise HarnessError(
+            f"model '{spec.name}' is a '{index.get('_class_name')}', which diffusers "
+            f"{diffusers.__version__} does not have",
+            "upgrade diffusers, or choose a model of a supported family: docs/families.md",
+        )
+    if (index.get(TWO_DENOISERS) or [None])[0] is not None:
+        refuse_two_denoisers(spec.name, index)
+    family_name_of(str(index.get("transformer", ["", ""])[1]))  # refuses a class of no family
+    pipeline = _build(
+        cls,
+        folder,
+        index,
+        _Wanted(
+            parts=wanted,
+            device=device,
+            dtype=dtype,
+            single_precision=family_by_name(spec.family).single_precision,
+        ),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    if spec.variant and DENOISER in wanted:
+        _derive_(pipeline, spec)
+    return pipeline
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Wanted:
+    """What is loaded, where to, and in what."""
+
+    parts: frozenset[str]
+    device: str
+    dtype: str
+    single_precision: tuple[str, ...]
+
+    def dtype_of(self, component: str) -> str:
+        return "float32" if component in self.single_precision else self.dtype
+
+
+def _build(cls: Any, folder: Path, index: Mapping[str, Any], wanted: _Wanted) -> DiffusionPipeline:
+    """Load the components that the pipeline's class takes, and hand it them."""
+    found = components(index)
+    arguments: dict[str, Any] = {}
+    for name, parameter in inspect.signature(cls.__init__).parameters.items():
+        if name in found:
+            component = Component(
+                folder=folder, name=name, library=found[name][0], class_name=found[name][1]
+            )
+            arguments[name] = _component(component, wanted)
+        elif name in index and not isinstance(index[name], list):
+            arguments[name] = index[name]
+        elif name != "self" and parameter.default is inspect.Parameter.empty:
+            if part_of(name) is not None:
+                raise HarnessError(
+                    f"'{folder / MODEL_INDEX}' names no '{name}', which a {cls.__name__} needs",
+                    "download the folder again, or save the pipeline with save_pretrained",
+                )
+            arguments[name] = None
+    pipeline: DiffusionPipeline = cls(**arguments)
+    pipeline.register_to_config(_name_or_path=str(folder))
+    return pipeline
+
+
+def _component(component: Component, wanted: _Wanted) -> Any:
+    part = part_of(component.name)
+    if part is None or (part == TEXT and TEXT not in wanted.parts):
+        return None
+    dtype = wanted.dtype_of(component.name)
+    if has_weights(component.name) and part not in wanted.parts:
+        import torch
+
+        with explained(component):
+            return stand_in(component.find_class(), component.path, getattr(torch, dtype))
+    return load_component(component, device=wanted.device, dtype=dtype)
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    path = folder / MODEL_INDEX
+    if not path.is_file():
         raise HarnessError(
             f"'{folder}' is not a pipeline in diffusers format (no {MODEL_INDEX})",
             "give a folder written by save_pretrained, or a model name: see `harness list models`",
         )
-    wanted: Any = getattr(torch, dtype)
-    if single := family_by_name(spec.family).single_precision:
-        wanted = {"default": wanted, **dict.fromkeys(single, torch.float32)}
     try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            spec.repo,
-            # the revision of a folder is a digest of its files, which is no commit
-            revision=None if folder.is_absolute() else spec.revision or None,
-            dtype=wanted,
-            local_files_only=folder.is_absolute(),
-        )
-    except OSError as cause:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as cause:
         raise HarnessError(
-            f"model '{spec.name}' cannot be loaded from '{spec.repo}': {_first_line(cause)}",
-            "check the network and the id, or download it and give the folder",
+            f"'{path}' cannot be read ({type(cause).__name__})", "download the folder again"
         ) from cause
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.to(device)
-    denoiser: nn.Module = pipeline.transformer
-    denoiser.eval().requires_grad_(False)
-    family_name_of(type(denoiser).__name__)  # refuses a class of no family
-    if getattr(pipeline, TWO_DENOISERS, None) is not None:
-        refuse_two_denoisers(spec.name, {TWO_DENOISERS: [type(denoiser).__name__]})
-    if spec.variant:
-        _derive_(pipeline, spec)
-    return pipeline
+    if not isinstance(index, dict):
+        raise HarnessError(f"'{path}' is no object of JSON", "download the folder again")
+    return index
 
 
 def _derive_(pipeline: DiffusionPipeline, spec: ModelSpec) -> None:
@@ -102,7 +183,3 @@ def _derive_(pipeline: DiffusionPipeline, spec: ModelSpec) -> None:
     from harness.models.outliers import plant_outliers_
 
     plant_outliers_(pipeline.transformer, family_by_name(spec.family))
-
-
-def _first_line(cause: BaseException) -> str:
-    return (str(cause).strip() or type(cause).__name__).splitlines()[0]

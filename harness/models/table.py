@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import HarnessError, UsageError, unknown_name
 from harness.models import shapes
 from harness.models.families import family_name_of
+from harness.models.files import check_folder
 from harness.models.hub import (
     FAMILY_GEN,
     HUB,
@@ -150,6 +151,7 @@ def transformer_parameters(spec: ModelSpec) -> int:
 def _folder_spec(folder: Path) -> ModelSpec:
     index = _json(folder / MODEL_INDEX)
     refuse_two_denoisers(str(folder), index)
+    check_folder(folder, index)
     family = family_name_of(str(index.get("transformer", ["", ""])[1]))
     return ModelSpec(
         name=re.sub(r"[^\w.-]+", "-", folder.name),
