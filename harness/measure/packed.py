@@ -7,6 +7,7 @@ prints one line of JSON. The peak is that of a process which does nothing else.
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from harness.errors import HarnessError
+from harness.quant.layers.stored import read_manifest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +51,7 @@ def packed_facts(folder: Path) -> PackedFacts:
     Raises:
         HarnessError: It cannot be loaded.
     """
+    read_manifest(folder)  # refuses what is no artifact, before a process is started
     done = subprocess.run(
         [sys.executable, "-m", __name__, str(folder)], capture_output=True, text=True, check=False
     )
@@ -62,13 +65,17 @@ def packed_facts(folder: Path) -> PackedFacts:
 
 def measured(folder: Path) -> PackedFacts:
     """The same in this process; what it already has is not counted."""
-    import diffusers  # noqa: F401  (its import is no part of the peak)
+    import accelerate  # noqa: F401
+    import diffusers
 
     from harness.measure.memory import peak_memory, resident
     from harness.quant.layers.artifact import open_quantized_denoiser
     from harness.quant.layers.footprint import bytes_per_weight, resident_bytes
     from harness.quant.layers.layers import quantized_layers
 
+    # what is imported with the class is no part of the peak
+    getattr(diffusers, str(read_manifest(folder).get("model_class", "")), None)
+    gc.collect()
     before = resident()
     with peak_memory("cpu") as peak:
         transformer = open_quantized_denoiser(folder)

@@ -59,5 +59,5 @@ def test_the_peak_of_loading_is_below_six_tenths_of_the_16_bit_model(tmp_path: P
 
 
 def test_what_is_no_artifact_cannot_be_measured(tmp_path: Path) -> None:
-    with pytest.raises(HarnessError, match="could not be measured"):
+    with pytest.raises(HarnessError, match="is not an artifact"):
         packed_facts(tmp_path)
