@@ -29,9 +29,14 @@ def write_model_folder(folder: Path) -> Path:
     parts = {
         "model_index.json": {
             "_class_name": "CogVideoXPipeline",
+            "scheduler": ["diffusers", "CogVideoXDDIMScheduler"],
+            "text_encoder": ["transformers", "T5EncoderModel"],
+            "tokenizer": ["transformers", "T5Tokenizer"],
             "transformer": ["diffusers", "CogVideoXTransformer3DModel"],
             "vae": ["diffusers", "AutoencoderKLCogVideoX"],
         },
+        "scheduler/scheduler_config.json": {},
+        "text_encoder/config.json": {},
         "transformer/config.json": {
             "sample_height": 8,
             "sample_width": 8,
@@ -46,7 +51,9 @@ def write_model_folder(folder: Path) -> Path:
         path.write_text(json.dumps(content))
     header = json.dumps({"w": {"dtype": "F16", "shape": [4, 6], "data_offsets": [0, 48]}}).encode()
     weights = len(header).to_bytes(8, "little") + header + bytes(48)
-    (folder / "transformer/model.safetensors").write_bytes(weights)
+    for name in ("transformer/diffusion_pytorch_model", "vae/diffusion_pytorch_model"):
+        (folder / f"{name}.safetensors").write_bytes(weights)
+    (folder / "text_encoder/model.safetensors").write_bytes(weights)
     return folder
 
 
