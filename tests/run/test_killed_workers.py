@@ -1,4 +1,4 @@
-"""Real workers, killed at random moments while they record and calibrate, lose nothing they kept."""
+"""Real workers, killed at random moments while they record and calibrate, lose nothing kept."""
 
 from __future__ import annotations
 
