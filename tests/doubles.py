@@ -39,6 +39,7 @@ def write_model_folder(folder: Path) -> Path:
             "max_text_seq_length": 8,
         },
         "vae/config.json": {"block_out_channels": [8, 8]},
+        "text_encoder/config.json": {},
     }
     for name, content in parts.items():
         path = folder / name
@@ -46,7 +47,9 @@ def write_model_folder(folder: Path) -> Path:
         path.write_text(json.dumps(content))
     header = json.dumps({"w": {"dtype": "F16", "shape": [4, 6], "data_offsets": [0, 48]}}).encode()
     weights = len(header).to_bytes(8, "little") + header + bytes(48)
-    (folder / "transformer/model.safetensors").write_bytes(weights)
+    for name in ("transformer/diffusion_pytorch_model", "vae/diffusion_pytorch_model"):
+        (folder / f"{name}.safetensors").write_bytes(weights)
+    (folder / "text_encoder/model.safetensors").write_bytes(weights)
     return folder
 
 
