@@ -99,8 +99,8 @@ def _say_unfinished(store: Store, doomed: dict[Path, str]) -> None:
     if kept:
         size = sum(_bytes(path) for path in kept) / 1e6
         click.echo(
-            f"{len(kept)} unfinished results ({size:.1f} MB) are kept, from where their command "
-            "goes on: `harness gc --older-than 0` removes them with all unused results"
+            f"{len(kept)} unfinished results ({size:.1f} MB) are kept in '{kept[0].parent}' for "
+            "their command to go on from there; they go when nobody did for a week"
         )
 
 

@@ -119,7 +119,6 @@ def make_plan(experiment: Experiment, store: Store) -> Plan:
         UsageError: A name is unknown, or evaluation and calibration prompts overlap.
     """
     devices = find_devices(experiment.execution.device)
-    device = devices[0]
     suite = load_suite(experiment.suite, limit=experiment.limit, python=experiment.judge.python)
     models = tuple(model_spec(name) for name in experiment.models)
     if len({model.name for model in models}) != len(models):
@@ -130,30 +129,33 @@ def make_plan(experiment: Experiment, store: Store) -> Plan:
     needed = any(facts.needs_calibration for _, _, facts in rows)
     calibration = _calibration(experiment) if needed else None
     vbench = plan_vbench(
-        suite, device, experiment.judge,
+        suite, devices[0], experiment.judge,
         metrics=experiment.metrics, threads=experiment.execution.threads,
     )  # fmt: skip
     planner = CellPlanner(
         experiment=experiment,
         store=store,
-        device=device,
+        device=devices[0],
         suite=suite,
         calibration=calibration,
         judges=vbench.scorers(),
     )
     cells = tuple(c for model, row, facts in rows for c in planner.cells(model, row, facts))
     used = {cell.pool for cell in cells if cell.needs_quantizing and not cell.unsupported}
-    pools = {name: task for name, task in planner.pools.items() if name in used}
     return Plan(
         run=_run_id(experiment, models, suite, calibration, planner.cohorts),
         experiment=experiment,
-        device=device,
+        device=devices[0],
         models=models,
         suite=suite,
         calibration=calibration,
         cells=cells,
         vbench=vbench,
-        pools={k: p for k, p in pools.items() if store.find("pool", p.pool.key) is None},
+        pools={
+            name: task
+            for name, task in planner.pools.items()
+            if name in used and store.find("pool", task.pool.key) is None
+        },
         cohorts=planner.cohorts,
         gens=planner.gens,
         scores=vbench.open(store, [cell.task for cell in cells if not cell.unsupported]),

@@ -133,4 +133,5 @@ class Rows:
         if len(ends) == 1:
             return replace(ended, task=row)
         told = next((one for one in ends if one.status is not Status.OK), ended)
-        return replace(told, task=row, seconds=time.monotonic() - self.started[row])
+        now = time.monotonic()
+        return replace(told, task=row, seconds=now - self.started.get(row, now))

@@ -66,13 +66,19 @@ class Countdown:
         return writing
 
 
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return make_bench("cogvideox", tmp_path_factory.mktemp("bench"))
+_BENCHES: dict[str, Bench] = {}
 
 
-def calibrate(bench: Bench, name: str, out: Path, kept: Path | None, family: str) -> Path:
+@pytest.fixture
+def bench(family: str, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    if family not in _BENCHES:
+        _BENCHES[family] = make_bench(family, tmp_path_factory.mktemp(family))
+    return _BENCHES[family]
+
+
+def calibrate(bench: Bench, name: str, out: Path, kept: Path | None) -> Path:
     """One attempt, as a worker makes it."""
+    family = bench.family
     bits, options = METHODS[name]
     out.mkdir(parents=True)
     copied = copy.copy(bench.pipeline)
@@ -98,26 +104,74 @@ def content(out: Path) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_a_calibration_ended_at_each_of_its_writes_comes_to_the_same_artifact(
+def ended_at_each_write(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.setattr("methods.qvdit.checkpoint.EVERY_S", 0.0)
-    undisturbed = content(calibrate(bench, name, tmp_path / "whole", None, "cogvideox"))
+) -> int:
+    """Attempts that were ended, until one came through to what an undisturbed one leaves."""
+    undisturbed = content(calibrate(bench, name, tmp_path / "whole", None))
     kept = tmp_path / "kept"
     kept.mkdir()
-    ended = 0
-    while True:
+    for ended in range(80):
         with monkeypatch.context() as patch:
-            # every attempt gets one part further: before it is written, then behind it
+            # an attempt is ended before its first write, the next one behind it, and so on: one
+            # that did not go on from what is kept would never come through
             countdown = Countdown(1, behind=ended % 2 == 1)
             patch.setattr(FinishedBlocks, "commit", countdown(FinishedBlocks.commit))
             patch.setattr(Kept, "save", countdown(Kept.save))
             try:
-                out = calibrate(bench, name, tmp_path / f"attempt-{ended}", kept, "cogvideox")
-                break
+                out = calibrate(bench, name, tmp_path / f"attempt-{ended}", kept)
             except Ended:
-                ended += 1
-        assert ended < 80, "no attempt gets further"
-    assert ended >= 4  # two blocks, each before and behind
-    assert content(out) == undisturbed
+                continue
+        assert content(out) == undisturbed
+        return ended
+    raise AssertionError("no attempt came through")
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("s2q", "cogvideox"),
+        ("rtn-gptq", "cogvideox"),
+        ("ptq4dit", "hunyuanvideo"),  # streams that change their names, the quantized prefix
+        ("svdquant", "cogvideox"),
+        ("smoothquant", "wan"),  # scales folded in a table, a generator that goes on
+    ],
+)
+def test_a_calibration_ended_behind_a_block_comes_to_the_same_artifact(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    undisturbed = content(calibrate(bench, name, tmp_path / "whole", None))
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    with monkeypatch.context() as patch:
+        ending = Countdown(1, behind=True)
+        patch.setattr(FinishedBlocks, "commit", ending(FinishedBlocks.commit))
+        with pytest.raises(Ended):
+            calibrate(bench, name, tmp_path / "ended", kept)
+    with monkeypatch.context() as patch:
+        written: list[int] = []
+        patch.setattr(FinishedBlocks, "commit", lambda self, index, *_: written.append(index))
+        assert content(calibrate(bench, name, tmp_path / "resumed", kept)) == undisturbed
+    assert written[0] == 1  # the first block was not made again
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [*((name, "cogvideox") for name in METHODS), ("smoothquant", "latte"), ("awq", "wan")],
+)
+def test_every_method_goes_on_behind_each_of_its_writes(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("methods.qvdit.checkpoint.EVERY_S", 0.0)
+    assert ended_at_each_write(bench, tmp_path, monkeypatch, name) >= 2 * 2
+
+
+@pytest.mark.parametrize("family", ["cogvideox"])
+def test_the_time_of_ended_attempts_counts(bench: Bench, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "clock.json").write_text('{"seconds": 1000.0}')
+    out = calibrate(bench, "gptq", tmp_path / "out", kept)
+    report = json.loads((out / "report.json").read_text())
+    assert 1000 < report["seconds"] < 1000 + 60

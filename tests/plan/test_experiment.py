@@ -9,7 +9,7 @@ import pytest
 from harness.errors import UsageError
 from harness.models.table import SHAPES_GEN
 from harness.plan.experiment import Experiment, Flags, resolve
-from harness.plan.experiment_file import ExperimentFile, load_file
+from harness.plan.experiment_file import ExperimentFile, load_file, read_table
 from harness.score.vbench_plan import JudgeSettings
 from harness.vbench.dimensions import EIGHT
 
@@ -189,3 +189,13 @@ def test_a_mistake_in_the_file_is_named_with_its_remedy(
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"absent\.toml"):
         load_file(tmp_path / "absent.toml")
+
+
+def test_the_time_limit_of_earlier_versions_is_refused_with_what_replaces_it() -> None:
+    with pytest.raises(UsageError) as caught:
+        read_table({"execution": {"timeout_s": 7200}}, "'x.toml'")
+    assert "timeout_s' is gone" in caught.value.message
+    assert "stall_s" in caught.value.hint
+    assert resolve(ExperimentFile(), Flags()).execution.stall_s == 1800
+    chosen = read_table({"execution": {"stall_s": 60}}, "'x.toml'")
+    assert resolve(chosen, Flags()).execution.stall_s == 60
