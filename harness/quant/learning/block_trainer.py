@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -119,14 +120,19 @@ def train_block(
             (loss if extra is None else loss + extra).backward()
         optimiser.step()
         scheduler.step()
-        curve.append(float(loss.detach()))
-        if not torch.isfinite(loss.detach()):
-            raise HarnessError(
-                f"block training diverged at step {step} (loss {curve[-1]})",
-                "lower the learning rates in the method's options",
-            )
+        curve.append(_finite(loss, step))
         timed.done(step + 1)
     return curve
+
+
+def _finite(loss: Tensor, step: int) -> float:
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise HarnessError(
+            f"block training diverged at step {step} (loss {value})",
+            "lower the learning rates in the method's options",
+        )
+    return value
 
 
 def in_precision(given: BlockInput, dtype: torch.dtype) -> BlockInput:
