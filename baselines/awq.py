@@ -28,6 +28,7 @@ from harness.api import (
     SpacedOptions,
     Unsupported,
     Whole,
+    Work,
     options,
 )
 from harness.quant import (
@@ -135,6 +136,11 @@ class AWQ(Method):
                 reason=f"AWQ quantizes weights only; its rows have 16-bit activations: w{bits.w}a16"
             )
         return None
+
+    def work(self, options: AWQOptions, bits: BitSpec) -> Work:
+        """Outputs and second moments; the search runs on those."""
+        del bits
+        return Work(samples=options.samples, passes=2, searches=True)
 
     def quantize_(self, transformer: nn.Module, ctx: QuantContext) -> QuantReport:
         """Scale, clip and round block by block."""

@@ -22,6 +22,7 @@ from harness.api import (
     Reproduction,
     SpacedOptions,
     Whole,
+    Work,
     options,
 )
 from harness.quant import (
@@ -37,6 +38,8 @@ from harness.quant import (
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from harness.api import BitSpec
 
 
 @options
@@ -93,6 +96,11 @@ class GPTQ(Method):
             SAME_TARGETS,
         ),
     )
+
+    def work(self, options: GPTQOptions, bits: BitSpec) -> Work:
+        """Outputs, those of the quantized blocks where asked for, and Hessians."""
+        del bits
+        return Work(samples=options.samples, passes=2 + (options.inputs == "quantized"))
 
     def quantize_(self, transformer: nn.Module, ctx: QuantContext) -> QuantReport:
         """Round block by block."""

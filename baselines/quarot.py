@@ -28,6 +28,7 @@ from harness.api import (
     Reproduction,
     Rounding,
     SpacedOptions,
+    Work,
     options,
 )
 from harness.quant import (
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from harness.api import BitSpec
     from harness.quant import InputGroup
 
 WIDE = 7
@@ -122,6 +124,11 @@ class QuaRot(Method):
         code="https://github.com/spcl/QuaRot",
         deviations=_DEVIATIONS,
     )
+
+    def work(self, options: QuaRotOptions, bits: BitSpec) -> Work:
+        """Outputs, those of the quantized blocks where asked for, and GPTQ's Hessians."""
+        hessians = options.rounding == "gptq" and bits.w < IDENTITY_WIDTH
+        return Work(samples=options.samples, passes=1 + (options.inputs == "quantized") + hessians)
 
     def quantize_(self, transformer: nn.Module, ctx: QuantContext) -> QuantReport:
         """Rotate and round block by block."""

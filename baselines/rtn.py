@@ -15,6 +15,7 @@ from harness.api import (
     Reproduction,
     TargetOptions,
     Whole,
+    Work,
     options,
 )
 from harness.quant import (
@@ -29,6 +30,7 @@ from harness.quant import (
 if TYPE_CHECKING:
     from torch import nn
 
+    from harness.api import BitSpec
     from harness.quant import InputGroup
 
 
@@ -52,6 +54,11 @@ class RTN(Method):
     reproduction = Reproduction(
         title="Round to nearest with min-max ranges", source="common practice", code="none needed"
     )
+
+    def work(self, options: RTNOptions, bits: BitSpec) -> Work:
+        """Weights alone are rounded: nothing is run."""
+        del options, bits
+        return Work()
 
     def quantize_(self, transformer: nn.Module, ctx: QuantContext) -> QuantReport:
         """Round."""

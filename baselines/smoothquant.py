@@ -29,6 +29,7 @@ from harness.api import (
     Reproduction,
     Share,
     SpacedOptions,
+    Work,
     options,
 )
 from harness.quant import (
@@ -114,6 +115,11 @@ class SmoothQuant(Method):
         code="https://github.com/mit-han-lab/smoothquant",
         deviations=_DEVIATIONS,
     )
+
+    def work(self, options: SmoothQuantOptions, bits: BitSpec) -> Work:
+        """Outputs and statistics; the search runs on kept tokens."""
+        del bits
+        return Work(samples=options.samples, passes=2, searches=options.search)
 
     def quantize_(self, transformer: nn.Module, ctx: QuantContext) -> QuantReport:
         """Smooth and round block by block."""

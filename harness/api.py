@@ -15,6 +15,7 @@ from harness.method import (
     QuantReport,
     Reproduction,
     Unsupported,
+    Work,
 )
 from harness.options import (
     Amount,
@@ -65,5 +66,6 @@ __all__ = [
     "Unsupported",
     "UnsupportedError",
     "Whole",
+    "Work",
     "options",
 ]

@@ -6,6 +6,8 @@ and the toolkit in ``harness.quant``, never the harness around it.
 
 from __future__ import annotations
 
+import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -14,7 +16,7 @@ from harness.options import NoOptions, build_options
 from harness.spec import SIMULATED as SIMULATED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     import torch
@@ -133,6 +135,8 @@ class QuantReport:
         mixed: Why layers or steps differ from the nominal widths, one line under the table; empty
             where every layer has them. Verification holds each layer to the label unless this is
             set, and to the report always.
+        parts: Seconds by part of the calibration (``QuantContext.part``), with the rest as
+            ``other``; of a calibration that was ended and went on, those since then.
     """
 
     execution: str
@@ -145,6 +149,28 @@ class QuantReport:
     notes: tuple[str, ...] = ()
     curves: dict[str, list[float]] = field(default_factory=dict)
     mixed: str = ""
+    parts: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """What a calibration computes besides the trajectories, counted before it starts.
+
+    Attributes:
+        samples: (prompt, timestep) samples, one guidance branch each unless ``branches`` is both.
+        passes: Passes of the samples through every block, forward alone, the walk's own counted in.
+        steps: Training steps of every block, one sample each, forward and backward.
+        denoiser_passes: Evaluations of the whole denoiser, forward alone.
+        denoiser_steps: Evaluations of the whole denoiser with the way back.
+        searches: Whether a search over roundings adds time that does not grow with the tokens.
+    """
+
+    samples: int = 0
+    passes: int = 0
+    steps: int = 0
+    denoiser_passes: int = 0
+    denoiser_steps: int = 0
+    searches: bool = False
 
 
 def _silent(fraction: float, text: str) -> None:
@@ -169,6 +195,7 @@ class QuantContext:
         sampler: Runs the model's sampler on the empty prompt; reach it through ``probe``.
         kept: What an attempt that was ended has left, None where nothing is kept; methods reach it
             through ``keep`` and through a walk's ``state``.
+        seconds: Time by part, as ``part`` counts it.
     """
 
     bits: BitSpec
@@ -183,6 +210,24 @@ class QuantContext:
     scratch: Path | None = None
     sampler: Callable[[int], list[torch.Tensor]] | None = None
     kept: Kept | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Count the time spent inside to a part of the calibration.
+
+        Within another part, it counts to the inner one alone.
+
+        Args:
+            name: ``statistics``, ``training``, ``rounding``, ...
+        """
+        started, before = time.perf_counter(), sum(self.seconds.values())
+        try:
+            yield
+        finally:
+            inner = sum(self.seconds.values()) - before
+            spent = time.perf_counter() - started - inner
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
 
     @property
     def calibration(self) -> CalibrationPool:
@@ -282,6 +327,19 @@ class Method:
     def supports(self, family: str, bits: BitSpec) -> Unsupported | None:
         """Say why this row cannot be made; None, for every family and width, unless overridden."""
         del family, bits
+        return None
+
+    def work(self, options: Any, bits: BitSpec) -> Work | None:
+        """Say what the calibration will compute, from its options alone.
+
+        Args:
+            options: Instance of ``Options``.
+            bits: Widths of the row.
+
+        Returns:
+            The work; None, unless overridden, where it cannot be told.
+        """
+        del options, bits
         return None
 
     def quantize_(self, transformer: nn.Module, ctx: QuantContext) -> QuantReport:

@@ -154,12 +154,16 @@ def _explain(error: Any, owner: str) -> UsageError:
     )
 
 
+_OFF = ("none", "float32")
+
+
 def spelled(chosen: Any) -> dict[str, Any]:
     """The options that a key names: all but those that are off.
 
-    An option that is off (False, 0, None, empty, ``none``) takes no part in what is made, so a
-    method that gains one keeps its artifacts. A value that is on stands in the key also where it is
+    An option that is off (False, 0, None, empty, ``none``, or ``float32``, in which everything is
+    computed that does not say otherwise) takes no part in what is made, so a method that gains one
+    keeps its artifacts. A value that is on stands in the key also where it is
     the default, so that a changed default is another artifact.
     """
     values = dataclasses.asdict(chosen)
-    return {name: value for name, value in values.items() if value and value != "none"}
+    return {name: value for name, value in values.items() if value and value not in _OFF}

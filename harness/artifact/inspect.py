@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from harness.artifact.stage import REPORT
@@ -113,6 +113,7 @@ class Inspection:
         clips: Clips that were counted.
         bytes: Bytes on disk.
         kept: Tensors that stay in high precision.
+        parts: Seconds of the calibration by part, as reported when the artifact was made.
     """
 
     nominal: str
@@ -131,6 +132,7 @@ class Inspection:
     clips: int
     bytes: int
     kept: int
+    parts: dict[str, float] = field(default_factory=dict)
 
 
 def inspect(folder: Path, traces: Sequence[Sequence[int]] = ()) -> Inspection:
@@ -176,6 +178,7 @@ def inspect(folder: Path, traces: Sequence[Sequence[int]] = ()) -> Inspection:
         clips=len(traces),
         bytes=size,
         kept=len(manifest["kept_dtypes"]),
+        parts={str(k): float(v) for k, v in (report.get("parts") or {}).items()},
     )
 
 

@@ -119,10 +119,15 @@ def quantize(
             sampler=lambda noise: unprompted_outputs(pipeline, gen, noise),
             kept=None if kept is None else Kept(kept),
         )
-        with peak_memory(pipeline.device) as peak:
+        with peak_memory(pipeline.device) as peak, ctx.part("other"):
             report = method.quantize_(transformer, ctx)
     before = 0.0 if ctx.kept is None else ctx.kept.seconds_before
-    report = dataclasses.replace(report, peak_bytes=peak(), seconds=report.seconds + before)
+    report = dataclasses.replace(
+        report,
+        peak_bytes=peak(),
+        seconds=report.seconds + before,
+        parts=dict(ctx.seconds),
+    )
     about = {
         "model_class": type(transformer).__name__,
         "family": family,

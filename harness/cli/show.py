@@ -50,6 +50,7 @@ def method(name: str) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 def run(folder: Path) -> None:
     """Print plan, rows and provenance of the run in FOLDER."""
+    from harness.report.inspection import calibration_time
     from harness.store.records import load_run
 
     found = load_run(folder)
@@ -61,6 +62,8 @@ def run(folder: Path) -> None:
         click.echo(f"  {cell.id:<{width}}  {cell.status:<11}  {tail}".rstrip())
         for note in (cell.report or {}).get("notes", ()):
             click.echo(_wrap(note, indent=width + 4))
+        if parts := (cell.report or {}).get("parts"):
+            click.echo(_wrap(calibration_time(parts), indent=width + 4))
     suites = {name: _without(facts, "texts") for name, facts in found.suites.items()}
     for title, facts in (
         ("experiment", found.experiment),

@@ -65,6 +65,8 @@ class MethodFacts:
         quick_s: Guessed seconds of quantizing a bundled model so.
         module: Where it is implemented.
         libraries: Distributions whose own code quantizes and runs the layers.
+        work: By bit width: what the calibration computes, the fields of ``harness.method.Work``; a
+            width is absent where the method cannot tell.
     """
 
     name: str
@@ -78,6 +80,7 @@ class MethodFacts:
     quick_s: float = 0.0
     module: str = ""
     libraries: tuple[str, ...] = ()
+    work: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def execution(self) -> str:
@@ -214,7 +217,17 @@ def _asked(
             for width in bits
             if (answer := method.supports(family, BitSpec.parse(width))) is not None
         },
+        work=_work(method, resolved, bits),
     )
+
+
+def _work(method: Method, options: Any, bits: tuple[str, ...]) -> dict[str, dict[str, int]]:
+    """What the calibration computes at each width, where the method can tell."""
+    tell = getattr(method, "work", None)  # a plug-in need not be a subclass of the contract
+    if tell is None:
+        return {}
+    found = {width: tell(options, BitSpec.parse(width)) for width in bits}
+    return {w: dataclasses.asdict(work) for w, work in found.items() if work is not None}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

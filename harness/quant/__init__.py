@@ -130,6 +130,7 @@ if TYPE_CHECKING:
         PAPER_EPOCHS as PAPER_EPOCHS,
         BlockLearner as BlockLearner,
         LearnedOptions as LearnedOptions,
+        learning_work as learning_work,
         short_training as short_training,
     )
     from harness.quant.rounding.clip import (
@@ -214,6 +215,7 @@ _HOMES = {
     "grouped": "harness.quant.layers.grid",
     "hadamard_shape": "harness.quant.layers.hadamard",
     "layer_reports": "harness.quant.layers.apply",
+    "learning_work": "harness.quant.learning.learned_blocks",
     "library_linears_": "harness.quant.layers.library",
     "linear_at": "harness.models.families.base",
     "linear_hessians": "harness.quant.calibration.hessian",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from harness.store.keys import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from harness.artifact.inspect import Form, InspectedLayer, Inspection
 
@@ -58,7 +58,17 @@ def summary(found: Inspection) -> list[str]:
         lines += _steps(found)
     if found.mixed:
         lines.append(f"mixed widths: {found.mixed}")
+    if found.parts:
+        lines.append(calibration_time(found.parts))
     return [*lines, f"on disk: {found.bytes} bytes ({found.bytes / 1e6:.2f} MB)"]
+
+
+def calibration_time(parts: Mapping[str, float]) -> str:
+    """The seconds of a calibration and what they went to, the longest first."""
+    total = sum(parts.values())
+    order = sorted(parts.items(), key=lambda part: -part[1])
+    named = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in order if seconds >= 0.05)
+    return f"calibration: {total:.1f} s{f' ({named})' if named else ''}"
 
 
 def as_json(found: Inspection, problem: str | None) -> str:

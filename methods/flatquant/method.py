@@ -24,6 +24,7 @@ from harness.api import (
     QuantContext,
     QuantReport,
     Reproduction,
+    Work,
     options,
 )
 from harness.quant import (
@@ -33,6 +34,7 @@ from harness.quant import (
     Selection,
     Walk,
     choose_samples,
+    learning_work,
     pool_salience,
     short_training,
     shortage,
@@ -41,6 +43,7 @@ from harness.quant import (
 if TYPE_CHECKING:
     from torch import nn
 
+    from harness.api import BitSpec
     from harness.quant import CalibrationPool
 
 
@@ -125,10 +128,15 @@ class FlatQuant(Method):
         deviations=_DEVIATIONS,
     )
 
+    def work(self, options: FlatQuantOptions, bits: BitSpec) -> Work:
+        """The trainer's work."""
+        return learning_work(options, bits)
+
     def quantize_(self, transformer: nn.Module, ctx: QuantContext) -> QuantReport:
         """Learn and round block by block."""
         options: FlatQuantOptions = ctx.options
-        chosen = choose(transformer, ctx)
+        with ctx.part("selection"):
+            chosen = choose(transformer, ctx)
         learner = BlockLearner(ctx)
         walk = Walk(transformer, ctx, chosen, verb="learning", state={"curves": learner.curves})
         for walked in walk:

@@ -83,6 +83,11 @@ class AdaRoundLinear(nn.Module):
             self._floor = ratio.floor()
             fraction = (ratio - self._floor).clamp(1e-4, 1 - 1e-4)
             self.rounding = nn.Parameter(torch.logit((fraction - GAMMA) / (ZETA - GAMMA)))
+        self._soft: Tensor | None = None
+
+    def begin_step(self) -> None:
+        """Soft-round the weight for the optimiser step that begins: within it, once is enough."""
+        self._soft = self._soft_rounded()
 
     def up(self) -> Tensor:
         """h(alpha) in [0, 1], how far each weight is rounded up."""
@@ -94,10 +99,13 @@ class AdaRoundLinear(nn.Module):
         """Compute the layer with soft-rounded weights; ``[..., in]`` to ``[..., out]``."""
         for transform in self.transforms:
             x = transform(x)
-        weight = self.weight
-        if self.rounding is not None and self.grid is not None:
-            weight = decode(self._clamped(self._floor + self.up(), self.grid), self.grid)
+        weight = self._soft_rounded() if self._soft is None else self._soft
         return functional.linear(self.activation(x), weight, self.bias)
+
+    def _soft_rounded(self) -> Tensor:
+        if self.rounding is None or self.grid is None:
+            return self.weight
+        return decode(self._clamped(self._floor + self.up(), self.grid), self.grid)
 
     def _clamped(self, centred: Tensor, grid: Affine) -> Tensor:
         codes = centred if grid.zero is None else centred + grid.zero

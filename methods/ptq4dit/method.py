@@ -28,6 +28,7 @@ from harness.api import (
     Share,
     SpacedOptions,
     Whole,
+    Work,
     options,
 )
 from harness.quant import (
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from harness.api import BitSpec
     from harness.quant import BlockInput, InputGroup, Sample, WalkedBlock
 
 Exponent = Annotated[float, Field(ge=1)]  # below 1 the gradient at h = 1/2 is infinite
@@ -104,6 +106,15 @@ class PTQ4DiT(Method):
     quick: ClassVar = {"iterations": 120}
     quick_s = 110.0
     reproduction = REPRODUCTION
+
+    def work(self, options: PTQ4DiTOptions, bits: BitSpec) -> Work:
+        """Targets and quantized inputs, statistics, percentiles; iterations of one sample."""
+        return Work(
+            samples=options.samples,
+            passes=3 + options.balance + options.token_weights,
+            steps=0 if bits.is_identity else options.iterations,
+            searches=True,
+        )
 
     def quantize_(self, transformer: nn.Module, ctx: QuantContext) -> QuantReport:
         """Balance and reconstruct block by block."""
@@ -162,7 +173,8 @@ class _Run:
         """Balance, fold and reconstruct block by block."""
         options = self.options
         curves: dict[str, list[float]] = {}
-        chosen = choose(self.ctx, self.transformer)
+        with self.ctx.part("selection"):
+            chosen = choose(self.ctx, self.transformer)
         walk = Walk(
             self.transformer, self.ctx, chosen,
             inputs="quantized", verb="reconstructing", prepare=self.balance_,
@@ -195,7 +207,8 @@ class _Run:
         """Balancing factor of every balanced input group, ``[in_features]`` by group."""
         if not self.options.balance:
             return {}
-        by_step = channel_absmax_by_step(block, self.family, inputs)
+        with self.ctx.part("statistics"):
+            by_step = channel_absmax_by_step(block, self.family, inputs)
         scales = {}
         for group in groups:
             if group.modulation or (group.fold is None and not self.options.balance_ff_out):
@@ -213,5 +226,6 @@ class _Run:
         """Attention-guided token weights, where S2Q-VDiT's distillation is attached."""
         if not self.options.token_weights:
             return None
-        masses = [block_attention_mass(walked.block, self.family, x) for x in walked.inputs]
+        with self.ctx.part("statistics"):
+            masses = [block_attention_mass(walked.block, self.family, x) for x in walked.inputs]
         return [token_weights(m, lowest=self.options.lambda_min) for m in masses]

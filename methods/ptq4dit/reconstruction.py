@@ -50,7 +50,8 @@ class BlockReconstruction:
         self, ctx: QuantContext, walked: WalkedBlock, online: Mapping[str, Sequence[nn.Module]]
     ) -> None:
         self.ctx, self.walked, self.online = ctx, walked, online
-        self.activations = self.static_activations()
+        with ctx.part("statistics"):
+            self.activations = self.static_activations()
         self.linears = {
             name: self.adaround_linear(linear, online[group.name], self.activations[group.name])
             for name, linear, group in walked.linears()
@@ -99,7 +100,8 @@ class BlockReconstruction:
         factor = self.regulariser_factor()
 
         def regulariser(step: int) -> Tensor | None:
-            walked.training(step, options.iterations)
+            for layer in rounded:
+                layer.begin_step()
             beta = annealed_beta(
                 step / options.iterations, options.warmup, options.beta_start, options.beta_stop
             )
@@ -114,13 +116,15 @@ class BlockReconstruction:
         }
         steps = 0 if self.ctx.bits.is_identity else options.iterations
         scales = [a.scale for a in self.activations.values() if a.scale is not None]
-        return train_block(
-            trained, self.ctx.family,
-            BlockTask(inputs=walked.given, targets=walked.targets, weights=weights),
-            [rounding, {"params": scales, "lr": options.lr_step}],
-            optimizer=torch.optim.Adam, steps=steps,
-            generator=self.ctx.generator(salt=100 + walked.index), before_step=regulariser,
-        )  # fmt: skip
+        with self.ctx.part("training"):
+            return train_block(
+                trained, self.ctx.family,
+                BlockTask(inputs=walked.given, targets=walked.targets, weights=weights),
+                [rounding, {"params": scales, "lr": options.lr_step}],
+                optimizer=torch.optim.Adam, steps=steps,
+                generator=self.ctx.generator(salt=100 + walked.index), before_step=regulariser,
+                progress=walked.progress,
+            )  # fmt: skip
 
     def regulariser_factor(self) -> float:
         """Weight of the rounding regulariser beside the loss as it is computed here.

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from harness.api import Work
+
+if TYPE_CHECKING:
+    from harness.api import BitSpec
+    from methods.qvdit.method import QVDiTOptions
+
 PAPER_BATCH = 4  # Q-VDiT, implementation details
 BY_PAPER = -1
 """Value of ``iterations`` that takes the paper's number for the width."""
@@ -34,4 +42,15 @@ def short_note(iterations: int, batch: int, w_bits: int, factor: float) -> tuple
     return (
         f"trained for {iterations} iterations of {batch}{rates}, {paper} of {PAPER_BATCH} in the "
         "paper",
+    )
+
+
+def training_work(options: QVDiTOptions, bits: BitSpec) -> Work:
+    """Outputs and token gains of the whole denoiser, then training through it."""
+    steps = 0 if bits.is_identity else training_iterations(options.iterations, bits.w)
+    gains = options.estimator and options.gain and not bits.is_identity
+    return Work(
+        samples=options.samples,
+        denoiser_passes=(1 + gains) * options.samples,
+        denoiser_steps=steps * options.batch,
     )

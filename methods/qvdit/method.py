@@ -34,6 +34,7 @@ from harness.api import (
     QuantReport,
     SpacedOptions,
     Whole,
+    Work,
     options,
 )
 from harness.quant import (
@@ -48,13 +49,7 @@ from harness.quant import (
     target_linears,
     uniform_samples,
 )
-from methods.qvdit.budget import (
-    BY_PAPER,
-    PAPER_BATCH,
-    rate_factor,
-    short_note,
-    training_iterations,
-)
+from methods.qvdit import budget
 from methods.qvdit.denoiser_trainer import (
     OUTPUT,
     Terms,
@@ -102,8 +97,8 @@ class QVDiTOptions(SpacedOptions):
             trades memory for time and changes no result.
     """
 
-    iterations: Annotated[int, Field(ge=BY_PAPER)] = BY_PAPER
-    batch: Count = PAPER_BATCH
+    iterations: Annotated[int, Field(ge=budget.BY_PAPER)] = budget.BY_PAPER
+    batch: Count = budget.PAPER_BATCH
     lr_step: Amount = 1e-6  # Q-VDiT, implementation details
     lr_estimator: Amount = 1e-5  # Q-VDiT, implementation details
     stretch: bool = False
@@ -127,6 +122,10 @@ class QVDiT(Method):
     # 200 steps through the whole denoiser, of one sample each
     quick: ClassVar = {"iterations": 200, "batch": 1, "stretch": True, "checkpointing": False}
     quick_s = 120.0
+
+    def work(self, options: QVDiTOptions, bits: BitSpec) -> Work:
+        """Outputs and token gains of the whole denoiser, then training through it."""
+        return budget.training_work(options, bits)
 
     def quantize_(self, transformer: nn.Module, ctx: QuantContext) -> QuantReport:
         """Train through the whole denoiser, then round."""
@@ -159,10 +158,12 @@ class _Run:
         self.transformer, self.ctx = transformer, ctx
         self.options: QVDiTOptions = ctx.options
         self.targets = target_linears(ctx.family, transformer, ctx.options.modulation)
-        self.iterations = training_iterations(self.options.iterations, ctx.bits.w)
+        self.iterations = budget.training_iterations(self.options.iterations, ctx.bits.w)
         if ctx.bits.is_identity:  # learned corrections off
             self.iterations = 0
-        self.rate_factor = rate_factor(self.iterations, ctx.bits.w, stretch=self.options.stretch)
+        self.rate_factor = budget.rate_factor(
+            self.iterations, ctx.bits.w, stretch=self.options.stretch
+        )
 
     def quantize_(self) -> QuantReport:
         """Record, train, round."""
@@ -280,7 +281,7 @@ class _Run:
         """What a reader of the table must know: a short training, linears without M."""
         found: list[str] = []
         if not self.ctx.bits.is_identity:
-            found += short_note(
+            found += budget.short_note(
                 self.iterations, self.options.batch, self.ctx.bits.w, self.rate_factor
             )
         estimated = sum(not g.modulation for g in self.targets.values())

@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
-from harness.api import Deviation, Method, QuantContext, QuantReport, Reproduction, Share, options
+from harness.api import (
+    Deviation,
+    Method,
+    QuantContext,
+    QuantReport,
+    Reproduction,
+    Share,
+    Work,
+    options,
+)
 from harness.quant import (
     BlockLearner,
     LearnedOptions,
@@ -27,6 +36,7 @@ from harness.quant import (
     Walk,
     block_attention_mass,
     choose_samples,
+    learning_work,
     pool_salience,
     short_training,
     shortage,
@@ -37,6 +47,7 @@ from methods.s2q.figures import plot_chosen_timesteps, plot_token_mass
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from harness.api import BitSpec
     from harness.quant import Sample, WalkedBlock
 
 
@@ -160,6 +171,10 @@ class S2Q(Method):
         deviations=_DEVIATIONS,
     )
 
+    def work(self, options: S2QOptions, bits: BitSpec) -> Work:
+        """The trainer's work, and attention masses."""
+        return learning_work(options, bits, passes=int(options.token_weights))
+
     def quantize_(self, transformer: nn.Module, ctx: QuantContext) -> QuantReport:
         """Quantize block by block."""
         return _Run(transformer, ctx).quantize_()
@@ -196,10 +211,11 @@ class _Run:
     def hessian_aware_salient_data_selection(self) -> list[Sample]:
         """Choose the calibration samples (eq. 3-8; rivals of table 6)."""
         pool, options = self.ctx.calibration, self.options
-        salience = pool_salience(pool, self.family, self.transformer, options.norm)
-        chosen = choose_samples(
-            options.selection, options.samples, pool, salience, self.ctx.generator(salt=1)
-        )
+        with self.ctx.part("selection"):
+            salience = pool_salience(pool, self.family, self.transformer, options.norm)
+            chosen = choose_samples(
+                options.selection, options.samples, pool, salience, self.ctx.generator(salt=1)
+            )
         self.curves["chosen_steps"] = [float(s.step) for s in chosen]
         self.curves["chosen_prompts"] = [float(s.prompt) for s in chosen]
         if self.ctx.figures is not None:
@@ -217,7 +233,8 @@ class _Run:
         if not self.options.token_weights:
             return None
         only = self.family.video_stream if self.options.text_tokens == "video" else None
-        masses = [block_attention_mass(walked.block, self.family, x) for x in walked.inputs]
+        with self.ctx.part("token weights"):
+            masses = [block_attention_mass(walked.block, self.family, x) for x in walked.inputs]
         joint = [torch.cat(list(m.values()), 1).mean(0) for m in masses]
         self.masses.append(torch.stack(joint).mean(0).cpu())
         return [token_weights(m, lowest=self.options.lambda_min, only=only) for m in masses]

@@ -23,6 +23,7 @@ from harness.api import (
     Rounding,
     SpacedOptions,
     Whole,
+    Work,
     options,
 )
 from harness.quant import (
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from harness.api import BitSpec
     from harness.quant import InputGroup, InputSummary, QuantLinear, WalkedBlock
 
 
@@ -73,9 +75,15 @@ class SVDQuant(Method):
     """Smoothing, a low-rank branch in 16 bits, grouped 4-bit rounding of the rest."""
 
     name = "svdquant"
+    version = 2
     Options = SVDQuantOptions
     needs_calibration = True
     reproduction = REPRODUCTION
+
+    def work(self, options: SVDQuantOptions, bits: BitSpec) -> Work:
+        """Outputs and statistics; the searches run on kept tokens."""
+        del bits
+        return Work(samples=options.samples, passes=2, searches=True)
 
     def quantize_(self, transformer: nn.Module, ctx: QuantContext) -> QuantReport:
         """Quantize block by block, one shared input after the other."""
@@ -83,21 +91,25 @@ class SVDQuant(Method):
         fitted: list[tuple[int, int]] = []
         walk = Walk(transformer, ctx, state={"fitted": fitted})
         for step in walk:
-            inputs = summarise_inputs(
-                step.block, ctx.family, [g for g in step.groups if not g.modulation], step.inputs,
-                tokens=chosen.tokens, second_moment=chosen.rounding == "gptq",
-                generator=ctx.generator(salt=100 + step.index),
-            )  # fmt: skip
+            with ctx.part("statistics"):
+                inputs = summarise_inputs(
+                    step.block, ctx.family, [g for g in step.groups if not g.modulation],
+                    step.inputs, tokens=chosen.tokens, second_moment=chosen.rounding == "gptq",
+                    generator=ctx.generator(salt=100 + step.index),
+                )  # fmt: skip
             for group in step.groups:
                 if group.modulation:
                     for name in group.linears:
                         step.replace_(name, round_modulation(linear_at(step.block, name), ctx))
                     continue
                 for fit in shared_fits(step, group, inputs, ctx):
-                    scale = fit.search_smoothing()
-                    branch = fit.fit_branch(scale)
-                    for rounded in fit.round_residual(step.block, scale, branch):
-                        step.replace_(rounded.name, rounded.layer, error=rounded.error)
+                    with ctx.part("smoothing search"):
+                        scale = fit.search_smoothing()
+                    with ctx.part("low-rank branch"):
+                        branch = fit.fit_branch(scale)
+                    with ctx.part("rounding"):
+                        for rounded in fit.round_residual(step.block, scale, branch):
+                            step.replace_(rounded.name, rounded.layer, error=rounded.error)
                     fitted.append((fit.stacked.shape[1], fit.rank))
         notes = (
             *group_note(chosen.group, [width for width, _ in fitted]),

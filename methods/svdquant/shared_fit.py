@@ -27,7 +27,7 @@ from harness.quant import (
     stored_grid,
     weight_grid,
 )
-from methods.svdquant.branch import Factors, fitting_rank, truncated_svd
+from methods.svdquant.branch import Factors, LeadingDirections, fitting_rank
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -97,6 +97,7 @@ class SharedFit:
         self.weight = WeightSpec(bits=ctx.bits.w, group=size)
         self.activation = ActivationSpec(bits=ctx.bits.a, group=size)
         self.rank = fitting_rank(self.stacked.shape[1], min(self.sizes), self.options.rank)
+        self._directions = LeadingDirections()
         self.tokens = torch.cat(inputs.parts)
         self.exact = self.tokens @ self.stacked.T
 
@@ -164,7 +165,7 @@ class SharedFit:
         if self.rank == 0:
             out, width = matrix.shape
             return Factors(matrix.new_zeros(out, 0), matrix.new_zeros(0, width))
-        return truncated_svd(matrix, self.rank)
+        return self._directions.truncated_svd(matrix, self.rank)
 
     def error(self, scale: Tensor, branch: Factors) -> float:
         """Squared output error on the kept tokens, the rest rounded to nearest."""

@@ -6,7 +6,7 @@ import copy
 import csv
 import io
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -56,7 +56,8 @@ def mixed(folder: Path) -> nn.Module:
     folder.mkdir(parents=True, exist_ok=True)
     save_artifact(model, folder, about)
     layers = [{"name": "one", "error": 0.25}, {"name": "two", "error": None}]
-    report = {"layers": layers, "footprint": FOOTPRINT, "mixed": "two is kept wide"}
+    report: dict[str, Any] = {"layers": layers, "footprint": FOOTPRINT, "mixed": "two is kept wide"}
+    report["parts"] = {"other": 2.0, "training": 61.25, "rounding": 0.01}
     (folder / "report.json").write_text(json.dumps(report))
     return model
 
@@ -143,6 +144,7 @@ def test_verify_prints_layers_averages_and_that_it_could_not_check(tmp_path: Pat
     assert any(line.startswith("nominal: w4a6 (toy, version 3)") for line in lines)
     assert any(line.startswith("step policy: timestep") for line in lines)
     assert any(line.startswith("mixed widths: two is kept wide") for line in lines)
+    assert "calibration: 63.3 s (training 61.2 s, other 2.0 s)" in lines
     assert lines[-1].startswith("not checked")
 
 

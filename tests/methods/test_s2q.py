@@ -105,7 +105,7 @@ def test_without_rounding_the_learned_transforms_cancel() -> None:
 
 def test_linears_that_share_a_tensor_share_the_work() -> None:
     shared = LearnedInput(
-        8, 4, scale=None, rotation="identity", clip=True, generator=torch.Generator()
+        8, 4, scale=None, rotation="identity", clip=True, generator=torch.Generator(), readers=4
     )
     x = torch.randn(3, 8)
     assert shared.activation(x) is shared.activation(x)
@@ -279,6 +279,23 @@ def test_a_bfloat16_model_is_trained_in_single_precision_and_keeps_its_dtype(
             assert out.dtype == torch.bfloat16
             error = (out.float() - exact).square().sum() / exact.square().sum()
             assert float(error) < allowed, (method.name, bits, float(error))
+
+
+def test_the_parts_of_the_calibration_are_timed_and_its_progress_moves(
+    bench: tuple[nn.Module, CalibrationPool],
+) -> None:
+    said: list[tuple[float, str]] = []
+    ctx = QuantContext(
+        bits=BitSpec.parse("w4a4"), options=S2QOptions(samples=4, epochs=2), family=FAMILY,
+        device=torch.device("cpu"), pool=bench[1],
+        progress=lambda share, text: said.append((share, text)),
+    )  # fmt: skip
+    S2Q().quantize_(copy.deepcopy(bench[0]), ctx)
+    named = {"selection", "block outputs", "statistics", "token weights", "training", "rounding"}
+    assert set(ctx.seconds) == named
+    assert all(seconds > 0 for seconds in ctx.seconds.values())
+    assert [share for share, _ in said] == sorted(share for share, _ in said)
+    assert any("step 1/8" in text and "left" in text for _, text in said)
 
 
 def test_a_group_may_keep_its_learning_rate(bench: tuple[nn.Module, CalibrationPool]) -> None:

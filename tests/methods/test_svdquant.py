@@ -31,6 +31,7 @@ from harness.quant import (
     storable,
 )
 from harness.testing.conformance import PROMPTS, TINY_GEN, tiny_pipeline
+from methods.svdquant import branch
 from methods.svdquant.branch import fitting_rank, truncated_svd
 from methods.svdquant.method import SVDQuant, SVDQuantOptions
 from methods.svdquant.shared_fit import SharedFit, round_to_nearest, smoothing_pairs
@@ -337,3 +338,68 @@ def test_a_projection_is_stored_once_and_the_branch_counts_in_the_average_width(
     difference = branched["avg_w_bits"] - plain["avg_w_bits"]
     assert difference == pytest.approx(bits / branched["total_parameters"])
     assert branched["artifact_bytes"] > plain["artifact_bytes"]
+
+
+def wide_block(width: int = 256) -> nn.Module:
+    """Weights with a slowly falling spectrum and a few channels of outliers, as trained ones."""
+    generator = torch.Generator().manual_seed(3)
+    block = nn.Module()
+    for name, out in (("q", width), ("k", width)):
+        linear = nn.Linear(width, out)
+        sizes = 1 / torch.arange(1, width + 1).float().sqrt()
+        left, right = (
+            torch.linalg.qr(torch.randn(n, width, generator=generator)).Q for n in (out, width)
+        )
+        linear.weight.data = left * sizes @ right.T
+        linear.weight.data[:, torch.randperm(width, generator=generator)[:6]] *= 6
+        block.add_module(name, linear)
+    return block
+
+
+def wide_tokens(width: int = 256, count: int = 96) -> Tensor:
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(count, width, generator=generator)
+    x[:, torch.randperm(width, generator=generator)[:8]] *= 20
+    return x
+
+
+def test_subspace_iteration_chooses_the_smoothing_that_the_full_decomposition_chooses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    block, x = wide_block(), wide_tokens()
+    found = []
+    for side in (10_000, 0):  # decomposed in full, by iteration
+        monkeypatch.setattr(branch, "EXACT_SIDE", side)
+        fit = make_fit(block, x, group=64, rank=16, points=10, iterations=4, rounding="rtn")
+        scale = fit.search_smoothing()
+        fitted = fit.fit_branch(scale)
+        found.append((scale, fit.error(scale, fitted)))
+    (exact_scale, exact_error), (scale, error) = found
+    assert torch.equal(scale, exact_scale)
+    assert error == pytest.approx(exact_error, rel=0.01)
+
+
+def test_subspace_iteration_leaves_hardly_more_than_the_best_rank_and_is_reproducible(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(branch, "EXACT_SIDE", 0)
+    matrix = torch.cat([linear.weight.detach() for linear in wide_block().children()])
+    first, again = branch.LeadingDirections(), branch.LeadingDirections()
+    for turn in range(3):
+        scaled = matrix * (1 + 0.1 * turn * torch.linspace(-1, 1, matrix.shape[1]))
+        factors = first.truncated_svd(scaled, 16)
+        assert torch.equal(factors.product, again.truncated_svd(scaled, 16).product)
+        rest = (scaled - factors.product).square().sum()
+        best = (scaled - truncated_svd(scaled, 16).product).square().sum()
+        assert float(best) * (1 - 1e-4) <= float(rest) <= 1.002 * float(best)
+
+
+def test_wide_weights_are_never_decomposed_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("a full decomposition")
+
+    monkeypatch.setattr(branch, "truncated_svd", refuse)
+    wide = torch.randn(520, 516, generator=torch.Generator().manual_seed(0))
+    assert branch.LeadingDirections().truncated_svd(wide, 4).up.shape == (520, 4)
+    with pytest.raises(AssertionError, match="full"):
+        branch.LeadingDirections().truncated_svd(wide[:512], 4)

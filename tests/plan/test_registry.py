@@ -77,6 +77,13 @@ def test_options_are_filled_in_and_checked() -> None:
         resolve_options(Toy(), {"rounds": True})
 
 
+def test_planning_knows_the_work_of_a_calibration(tmp_path: Path) -> None:
+    asked = ("w4a4", "w16a16")
+    found = describe("flatquant", {"epochs": 2}, "cogvideox", asked, tmp_path, quick=False)
+    assert {width: work["steps"] for width, work in found.work.items()} == {"w4a4": 80, "w16a16": 0}
+    assert describe("flatquant", {"epochs": 2}, "cogvideox", asked, tmp_path, quick=False) == found
+
+
 def test_facts_are_remembered_until_the_source_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,6 +102,7 @@ def test_facts_are_remembered_until_the_source_changes(
     first = ask()
     assert first.options == {"strength": 0.5, "rounds": 4, "names": ["a", "b"]}
     assert first.unsupported == {"w3a4": "toys have two bits or more than three"}
+    assert first.work == {}
     monkeypatch.setattr("harness.plan.registry.load_method", _fail)
     assert ask() == first
     (package / "toy.py").write_text(text + "\n# a comment\n")

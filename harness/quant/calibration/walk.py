@@ -62,10 +62,14 @@ class WalkedBlock:
     given: Sequence[BlockInput]
     walk: Walk
 
-    def training(self, step: int, steps: int) -> None:
-        """Say which of the training steps of this block is made."""
-        if step < steps:
-            self.walk.say(self.index + step / steps, f"step {step + 1}/{steps}")
+    def progress(self, share: float, text: str = "") -> None:
+        """Say how far the work on this block is.
+
+        Args:
+            share: Of this block's work, 0 to 1.
+            text: What is done at the moment, behind what the walk says itself.
+        """
+        self.walk.say(self.index + min(0.99, share), text)  # what follows training is its too
 
     def linears(self) -> Iterator[tuple[str, nn.Linear, InputGroup]]:
         """Every linear that is to be replaced: name relative to the block, layer, input group."""
@@ -81,8 +85,9 @@ class WalkedBlock:
         Args:
             transforms: Input transforms by group; absent groups have none.
         """
-        family = self.walk.ctx.family
-        return linear_hessians(self.block, family, self.groups, transforms or {}, self.given)
+        family, steps = self.walk.ctx.family, transforms or {}
+        with self.walk.ctx.part("statistics"):
+            return linear_hessians(self.block, family, self.groups, steps, self.given)
 
     def replace_(
         self,
@@ -296,7 +301,8 @@ class Walk:
     def _spill(self, folder: Path, inputs: Iterable[BlockInput]) -> SpilledInputs:
         shutil.rmtree(folder, ignore_errors=True)  # what an ended attempt left of this block
         folder.mkdir()
-        return self._opened(folder).extend(inputs)
+        with self.ctx.part("block outputs"):
+            return self._opened(folder).extend(inputs)
 
     def _opened(self, folder: Path) -> SpilledInputs:
         return SpilledInputs(folder, self.ctx.device, fixed=self._fixed, read=self.alive)

@@ -88,28 +88,38 @@ def fake_quantize(x: Tensor, grid: Affine, bits: int) -> Tensor:
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """Rounding with hand-written gradients: two passes over the tensor, not one an operation."""
+    """Rounding with hand-written gradients that keeps its input and its step, and no more.
+
+    Codes and what the rounding lost are made again on the way back, as they were the first time.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> Tensor:
-        low, high = code_range(bits, zero is None)
-        ratio = x / scale
-        codes = ratio.round()
-        codes = codes.clamp_(low, high) if zero is None else codes.clamp_(low - zero, high - zero)
-        residual = codes - ratio
-        ctx.save_for_backward(codes, residual, scale)
-        return codes * scale
+        ctx.bits = bits
+        ctx.save_for_backward(x, scale, zero)
+        return _centred_codes(x / scale, zero, bits).mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        codes, residual, scale = ctx.saved_tensors
+        x, scale, zero = ctx.saved_tensors
         grad = grads[0]
+        ratio = x / scale
+        codes = _centred_codes(ratio.clone(), zero, ctx.bits)
+        residual = torch.sub(codes, ratio, out=ratio)
         inside = residual.abs() <= 0.5
         grad_x = grad * inside if ctx.needs_input_grad[0] else None
         if not ctx.needs_input_grad[1]:
             return grad_x, None, None, None
-        grad_scale = (grad * torch.where(inside, residual, codes)).sum_to_size(scale.shape)
-        return grad_x, grad_scale, None, None
+        # the residual where the rounding is free, the code where it is clamped
+        slope = torch.where(inside, residual, codes)
+        return grad_x, slope.mul_(grad).sum_to_size(scale.shape), None, None
+
+
+def _centred_codes(ratio: Tensor, zero: Tensor | None, bits: int) -> Tensor:
+    """Codes minus zero point of values in steps, in the place of those."""
+    low, high = code_range(bits, zero is None)
+    codes = ratio.round_()
+    return codes.clamp_(low, high) if zero is None else codes.clamp_(low - zero, high - zero)
 
 
 def grouped(x: Tensor, group: int) -> Tensor:

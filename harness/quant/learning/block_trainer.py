@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import time
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,12 +12,16 @@ from torch import Tensor, nn
 
 from harness.errors import HarnessError
 from harness.quant.calibration.capture import run_block
+from harness.quant.learning.recompute import recomputing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from harness.models.block_input import BlockInput
     from harness.models.families.base import Family
+
+REPORT_INTERVAL_S = 1.0
+"""Least seconds between two reports of the training's progress."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,13 +70,16 @@ def train_block(
     generator: torch.Generator,
     floor: float = 0.0,
     before_step: Callable[[int], Tensor | None] = lambda step: None,
+    dtype: torch.dtype = torch.float32,
+    progress: Callable[[float, str], None] = lambda share, text: None,
 ) -> list[float]:
     """Minimise the reconstruction loss, one sample a step, epochs shuffled, cosine learning rates.
 
-    Inputs are widened to single precision, whatever the model runs in.
+    Of a block's activations the inputs of its parts are kept; the rest is computed again on the way
+    back (``recomputing``).
 
     Args:
-        block: Trainable form of the block, in single precision.
+        block: Trainable form of the block, in ``dtype``.
         family: Its facts.
         task: Data.
         groups: Optimizer parameter groups, each with its ``lr`` and, where it is not ``floor``, the
@@ -81,6 +90,10 @@ def train_block(
         floor: Final learning rate as a fraction of the first.
         before_step: Called with the step index before each forward pass; may return a term to add
             to the loss.
+        dtype: Precision that inputs are brought to, whatever the model runs in: single, or bfloat16
+            for the products and single for what is trained.
+        progress: Called after a step with the share of the steps that are done, and with what a
+            step takes; at most once a second.
 
     Returns:
         The reconstruction loss of every step.
@@ -96,22 +109,83 @@ def train_block(
         optimiser, [cosine_schedule(steps, float(group.get("floor", floor))) for group in filled]
     )
     curve: list[float] = []
+    timed = _TimedSteps(steps, progress)
     for step, index in zip(range(steps), shuffled(len(task.inputs), generator), strict=False):
         extra = before_step(step)
-        out = run_block(block, family, task.inputs[index].in_float32())
         weights = task.weights[index] if task.weights else None
-        loss = reconstruction_loss(out, task.targets[index].streams, weights)
         optimiser.zero_grad(set_to_none=True)
-        (loss if extra is None else loss + extra).backward()
+        with recomputing(block, family):
+            out = run_block(block, family, in_precision(task.inputs[index], dtype))
+            loss = reconstruction_loss(out, task.targets[index].streams, weights)
+            (loss if extra is None else loss + extra).backward()
         optimiser.step()
         scheduler.step()
-        curve.append(float(loss.detach()))
-        if not torch.isfinite(loss.detach()):
-            raise HarnessError(
-                f"block training diverged at step {step} (loss {curve[-1]})",
-                "lower the learning rates in the method's options",
-            )
+        curve.append(_finite(loss, step))
+        timed.done(step + 1)
     return curve
+
+
+def _finite(loss: Tensor, step: int) -> float:
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise HarnessError(
+            f"block training diverged at step {step} (loss {value})",
+            "lower the learning rates in the method's options",
+        )
+    return value
+
+
+def in_precision(given: BlockInput, dtype: torch.dtype) -> BlockInput:
+    """A sample for training in single precision or bfloat16.
+
+    Args:
+        given: The sample in the model's precision.
+        dtype: float32 widens every floating point tensor; bfloat16 narrows the streams and single
+            tensors of their precision (tables of positions, which come in tuples, stay).
+    """
+    if dtype == torch.float32:
+        return given.in_float32()
+    own = next(iter(given.streams.values())).dtype
+
+    def narrow(value: Any) -> Any:
+        return value.to(dtype) if isinstance(value, Tensor) and value.dtype == own else value
+
+    return replace(
+        given,
+        streams={k: v.to(dtype) for k, v in given.streams.items()},
+        fixed={k: narrow(v) for k, v in given.fixed.items()},
+    )
+
+
+class _TimedSteps:
+    """Says what training steps take; the first, which also warms up, counts until others did."""
+
+    def __init__(self, steps: int, progress: Callable[[float, str], None]) -> None:
+        self.steps, self.progress = steps, progress
+        self.started = self.said = time.perf_counter()
+        self.warm: float | None = None
+
+    def done(self, step: int) -> None:
+        """A step is done, counted from 1; its loss has been read, so the device is through."""
+        now = time.perf_counter()
+        if self.warm is None:
+            self.warm, each = now, now - self.started
+        else:
+            each = (now - self.warm) / (step - 1)
+        if now - self.said >= REPORT_INTERVAL_S or step == 1:
+            self.said = now
+            left = each * (self.steps - step)
+            self.progress(
+                step / self.steps,
+                f"step {step}/{self.steps}, {duration(each)} a step, {duration(left)} left here",
+            )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as one reads them: ``0.41 s``, ``12 s``, ``8 min``, ``2.4 h``."""
+    if seconds < 90:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def cosine_schedule(steps: int, floor: float) -> Callable[[int], float]:

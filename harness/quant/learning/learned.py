@@ -18,6 +18,7 @@ from harness.bits import IDENTITY_WIDTH
 from harness.quant.layers import hadamard
 from harness.quant.layers.grid import affine, fake_quantize, weight_grid
 from harness.quant.layers.transform import Kronecker, kronecker_sizes
+from harness.quant.learning.recompute import recomputed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,6 +88,7 @@ class LearnedInput(nn.Module):
             (no map).
         clip: Whether clipping factors are learned.
         generator: Randomness of the initial rotation.
+        readers: Linears that read one and the same tensor: the work is kept until the last has it.
     """
 
     def __init__(
@@ -98,9 +100,10 @@ class LearnedInput(nn.Module):
         rotation: str,
         clip: bool,
         generator: torch.Generator,
+        readers: int = 1,
     ) -> None:
         super().__init__()
-        self.a_bits = a_bits
+        self.a_bits, self.readers = a_bits, readers
         self.log_scale = None if scale is None else nn.Parameter(scale.float().log())
         self.outer = self.inner = None
         if rotation != "none":
@@ -110,49 +113,71 @@ class LearnedInput(nn.Module):
         learns_clip = clip and a_bits < IDENTITY_WIDTH
         self.clip = nn.Parameter(torch.full((2,), CLIP_LOGIT)) if learns_clip else None
         self._factors: tuple[_Factor, _Factor] | None = None
-        self._seen: tuple[Tensor, Tensor] | None = None
+        self._seen: tuple[Tensor, Tensor, int] | None = None
 
     def begin_step(self) -> None:
+        """Compute the maps for the optimiser step that begins."""
+        self.end_step()
+        self._factors = self._maps()
+
+    def end_step(self) -> None:
         """Forget what belongs to the last optimiser step."""
         self._factors = self._seen = None
 
     def _maps(self) -> tuple[_Factor, _Factor] | None:
         if self.outer is None or self.inner is None:
             return None
-        if self._factors is None:
-            self._factors = (self.outer.factor(), self.inner.factor())
-        return self._factors
+        return self._factors or (self.outer.factor(), self.inner.factor())
 
     def activation(self, x: Tensor) -> Tensor:
         """Transform and round an input; linears that share the tensor share the work."""
         if self._seen is not None and self._seen[0] is x:
-            return self._seen[1]
-        out = self._round(self.transform(x))
-        self._seen = (x, out)
+            _, out, left = self._seen
+        else:
+            out, left = self._activation(x), self.readers
+        # not kept beyond its last reader: it would be alive until the end of the step
+        self._seen = (x, out, left - 1) if left > 1 else None
         return out
+
+    def _activation(self, x: Tensor) -> Tensor:
+        maps = self._maps()
+        if maps is None and self.log_scale is None and self.a_bits == IDENTITY_WIDTH:
+            return x
+        outer, inner = (None, None) if maps is None else (m.forward for m in maps)
+        return recomputed(self._compute, x, self.log_scale, outer, inner, self.clip)
+
+    def _compute(
+        self,
+        x: Tensor,
+        log_scale: Tensor | None,
+        outer: Tensor | None,
+        inner: Tensor | None,
+        clip: Tensor | None,
+    ) -> Tensor:
+        """Transform and round rows, of nothing but the arguments."""
+        # at least single precision, as the quantized layer has it
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return self._round(_transform(wide, log_scale, outer, inner), clip).to(x.dtype)
 
     def transform(self, x: Tensor) -> Tensor:
         """Map the channels."""
-        if self.log_scale is not None:
-            x = x * (-self.log_scale).exp()
         maps = self._maps()
-        return x if maps is None else _kron(x, maps[0].forward, maps[1].forward)
+        outer, inner = (None, None) if maps is None else (m.forward for m in maps)
+        return _transform(x, self.log_scale, outer, inner)
 
-    def weight(self, weight: Tensor) -> Tensor:
-        """Map a weight by the inverse transpose."""
-        if self.log_scale is not None:
-            weight = weight * self.log_scale.exp()
+    def weight_maps(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Logarithm of the scale and both inverse transposes, by which a weight is mapped."""
         maps = self._maps()
         if maps is None:
-            return weight
-        return _kron(weight, maps[0].inverse_transpose, maps[1].inverse_transpose)
+            return self.log_scale, None, None
+        return self.log_scale, maps[0].inverse_transpose, maps[1].inverse_transpose
 
-    def _round(self, x: Tensor) -> Tensor:
+    def _round(self, x: Tensor, clip: Tensor | None) -> Tensor:
         if self.a_bits == IDENTITY_WIDTH:
             return x
         high, low = x.max(-1, keepdim=True).values, x.min(-1, keepdim=True).values
-        if self.clip is not None:
-            factors = self.clip.sigmoid()
+        if clip is not None:
+            factors = clip.sigmoid()
             low, high = low * factors[0], high * factors[1]
         return fake_quantize(x, affine(low, high, self.a_bits, symmetric=True), self.a_bits)
 
@@ -176,6 +201,14 @@ class LearnedInput(nn.Module):
         return Kronecker(outer, inner)
 
 
+def _transform(
+    x: Tensor, log_scale: Tensor | None, outer: Tensor | None, inner: Tensor | None
+) -> Tensor:
+    if log_scale is not None:
+        x = x * (-log_scale).exp()
+    return x if outer is None or inner is None else _kron(x, outer, inner)
+
+
 def _kron(x: Tensor, outer: Tensor, inner: Tensor) -> Tensor:
     grid = x.reshape(*x.shape[:-1], outer.shape[0], inner.shape[0])
     return (outer.T @ (grid @ inner)).reshape(x.shape)
@@ -190,28 +223,70 @@ class LearnedLinear(nn.Module):
         shared: The group's input.
         w_bits: Weight width; 16 leaves the weight alone.
         clip: Whether clipping factors are learned.
+        dtype: Of the product; None takes the weight's, at least single precision. Mapping and
+            rounding are in single precision whatever it is.
     """
 
-    def __init__(self, linear: nn.Linear, shared: LearnedInput, w_bits: int, *, clip: bool) -> None:
+    def __init__(
+        self,
+        linear: nn.Linear,
+        shared: LearnedInput,
+        w_bits: int,
+        *,
+        clip: bool,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        dtype = torch.promote_types(linear.weight.dtype, torch.float32)
-        self.weight = linear.weight.detach().to(dtype)
-        self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
+        wide = torch.promote_types(linear.weight.dtype, torch.float32)
+        self.weight = linear.weight.detach().to(wide)
+        self.bias = None if linear.bias is None else linear.bias.detach().to(dtype or wide)
         self.shared = shared
-        self.w_bits = w_bits
+        self.w_bits, self.dtype = w_bits, dtype or wide
         learns_clip = clip and w_bits < IDENTITY_WIDTH
         logits = torch.full((2, linear.out_features, 1), CLIP_LOGIT)
         self.clip = nn.Parameter(logits) if learns_clip else None
+        self._rounded: Tensor | None = None
+
+    def begin_step(self) -> None:
+        """Round the weight for the optimiser step that begins, that of the input being under way.
+
+        Once a step: within it the block's parts are computed again, and in stretches.
+        """
+        self.end_step()
+        self._rounded = self.rounded()
+
+    def end_step(self) -> None:
+        """Forget what belongs to the last optimiser step."""
+        self._rounded = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the layer on rounded values; ``[..., in]`` to ``[..., out]``, differentiable."""
-        return functional.linear(self.shared.activation(x), self._rounded(), self.bias)
+        weight = self.rounded() if self._rounded is None else self._rounded
+        return functional.linear(self.shared.activation(x).to(self.dtype), weight, self.bias)
 
-    def _rounded(self) -> Tensor:
-        weight = self.shared.weight(self.weight)
+    def rounded(self) -> Tensor:
+        """The mapped weight on its grid, ``[out, in]``, differentiable."""
+        weight = recomputed(
+            self._compute, self.weight, *self.shared.weight_maps(), self.clip, by_row=False
+        )
+        return weight.to(self.dtype)
+
+    def _compute(
+        self,
+        weight: Tensor,
+        log_scale: Tensor | None,
+        outer: Tensor | None,
+        inner: Tensor | None,
+        clip: Tensor | None,
+    ) -> Tensor:
+        """Map and round the weight, of nothing but the arguments."""
+        if log_scale is not None:
+            weight = weight * log_scale.exp()
+        if outer is not None and inner is not None:
+            weight = _kron(weight, outer, inner)
         if self.w_bits == IDENTITY_WIDTH:
             return weight
-        low, high = self.clip_factors()
+        low, high = (1.0, 1.0) if clip is None else clip.sigmoid()
         grid = weight_grid(weight, self.w_bits, clip=high, clip_low=low)
         return fake_quantize(weight, grid, self.w_bits)
 

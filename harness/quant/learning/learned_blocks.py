@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 
 from harness.bits import IDENTITY_WIDTH
+from harness.method import Work
 from harness.models.families.base import linear_at
 from harness.options import Amount, Prefix, Rounding, SampleOptions, Share, Whole, options
 from harness.quant.calibration.statistics import channel_absmax
@@ -38,10 +39,11 @@ from harness.quant.rounding.gptq import gptq
 from harness.quant.rounding.smoothing import apply_scale_, weight_absmax
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor, nn
 
+    from harness.bits import BitSpec
     from harness.method import QuantContext
     from harness.models.families.base import InputGroup
     from harness.quant.calibration.walk import WalkedBlock
@@ -68,6 +70,8 @@ class LearnedOptions(SampleOptions):
         inputs: Block inputs during training: ``fp`` from the full-precision model, ``quantized``
             from the quantized blocks before it (targets stay full precision).
         rounding: ``gptq`` or ``rtn``.
+        precision: Of the block's activations and products in training: ``float32``, or ``bfloat16``
+            in half the memory; transforms, steps and losses are in single precision in both.
     """
 
     scale: bool = True
@@ -79,6 +83,7 @@ class LearnedOptions(SampleOptions):
     smoothing: Share = 0.5  # SmoothQuant's default (arXiv 2211.10438); FlatQuant's code has 0.3
     inputs: Prefix = "fp"
     rounding: Rounding = "gptq"
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 def short_training(options: LearnedOptions) -> tuple[str, ...]:
@@ -88,11 +93,42 @@ def short_training(options: LearnedOptions) -> tuple[str, ...]:
     return (f"trained for {options.epochs} epochs a block, {PAPER_EPOCHS} in the paper",)
 
 
+def learning_work(options: LearnedOptions, bits: BitSpec, *, passes: int = 0) -> Work:
+    """What learning every block computes: outputs, statistics and Hessians, training steps.
+
+    Args:
+        options: Of the trainer.
+        bits: Widths of the row; nothing is trained at 16 bits.
+        passes: Passes of the samples through a block that the method adds.
+    """
+    trains = options.learn and not bits.is_identity
+    own = 1 + (options.inputs == "quantized") + BlockLearner.passes
+    return Work(
+        samples=options.samples,
+        passes=own + passes,
+        steps=options.epochs * options.samples if trains else 0,
+    )
+
+
 class LearnedBlock(NamedTuple):
     """A trained block: the shared inputs by group name, the linears by name."""
 
     inputs: dict[str, LearnedInput]
     linears: dict[str, LearnedLinear]
+
+    def begin_step(self) -> None:
+        """Compute maps and rounded weights for the optimiser step that begins."""
+        for shared in self.inputs.values():
+            shared.begin_step()
+        for linear in self.linears.values():
+            linear.begin_step()
+
+    def end_step(self) -> None:
+        """Forget what belongs to the last optimiser step."""
+        for shared in self.inputs.values():
+            shared.end_step()
+        for linear in self.linears.values():
+            linear.end_step()
 
 
 class BlockLearner:
@@ -112,6 +148,7 @@ class BlockLearner:
         self.ctx = ctx
         self.options: LearnedOptions = ctx.options
         self.curves: dict[str, list[float]] = {}
+        self.dtype: torch.dtype = getattr(torch, self.options.precision)
 
     def quantize_block_(
         self, walked: WalkedBlock, weights: Sequence[dict[str, Tensor]] | None = None
@@ -139,16 +176,12 @@ class BlockLearner:
         """
         options, block = self.options, walked.block
         generator = self.ctx.generator(salt=100 + walked.index)
-        trained = copy.deepcopy(block).float()
-        absmax = channel_absmax(block, self.ctx.family, task.inputs)
-        found = LearnedBlock({}, {})
-        for group in walked.groups:
-            self._prepare_(trained, block, group, absmax[group.name], found, generator)
+        with self.ctx.part("statistics"):
+            absmax = channel_absmax(block, self.ctx.family, task.inputs)
+        trained, found = self.trainable(block, walked.groups, absmax, generator)
 
         def begin_step(step: int) -> None:
-            walked.training(step, steps)
-            for shared in found.inputs.values():
-                shared.begin_step()
+            found.begin_step()
 
         trains = options.learn and not self.ctx.bits.is_identity
         steps = options.epochs * options.samples if trains else 0
@@ -156,13 +189,35 @@ class BlockLearner:
             {"params": transform_parameters(trained), "lr": options.lr_transform},
             {"params": clip_parameters(trained), "lr": options.lr_clip},
         ]
-        self.curves[f"loss_block_{walked.index}"] = train_block(
-            trained, self.ctx.family, task, [{**g, "weight_decay": 0.0} for g in groups],
-            optimizer=torch.optim.AdamW, steps=steps, generator=generator,
-            floor=FLOOR, before_step=begin_step,
-        )  # fmt: skip
-        begin_step(steps)
+        with self.ctx.part("training"):
+            self.curves[f"loss_block_{walked.index}"] = train_block(
+                trained, self.ctx.family, task, [{**g, "weight_decay": 0.0} for g in groups],
+                optimizer=torch.optim.AdamW, steps=steps, generator=generator,
+                floor=FLOOR, before_step=begin_step, dtype=self.dtype, progress=walked.progress,
+            )  # fmt: skip
+        found.end_step()
         return found
+
+    def trainable(
+        self,
+        block: nn.Module,
+        groups: Sequence[InputGroup],
+        absmax: Mapping[str, Tensor],
+        generator: torch.Generator,
+    ) -> tuple[nn.Module, LearnedBlock]:
+        """A copy of a block with the trainable form of its linears in it, and those.
+
+        Args:
+            block: Full-precision block.
+            groups: Its input groups.
+            absmax: Per-channel maximum of their inputs, ``[in_features]`` by group.
+            generator: Of the initial rotations.
+        """
+        trained = _in_precision_(copy.deepcopy(block), self.dtype)
+        found = LearnedBlock({}, {})
+        for group in groups:
+            self._prepare_(trained, block, group, absmax[group.name], found, generator)
+        return trained, found
 
     def _prepare_(
         self,
@@ -186,10 +241,12 @@ class BlockLearner:
             rotation="none" if group.modulation else options.rotation,
             clip=options.learn,
             generator=generator,
+            readers=1 if group.split else len(group.linears),
         ).to(self.ctx.device)
         found.inputs[group.name] = shared
         for name, linear in linears.items():
-            learned = LearnedLinear(linear, shared, bits.w, clip=options.learn)
+            dtype = None if self.dtype == torch.float32 else self.dtype
+            learned = LearnedLinear(linear, shared, bits.w, clip=options.learn, dtype=dtype)
             found.linears[name] = learned.to(self.ctx.device)
             replace_module_(trained, name, found.linears[name])
 
@@ -200,6 +257,16 @@ class BlockLearner:
             g.name: _fold_(walked.block, g, learned.inputs[g.name]) for g in walked.groups
         }
         hessians = walked.hessians(transforms)
+        with self.ctx.part("rounding"):
+            self._round_(walked, learned, transforms, hessians)
+
+    def _round_(
+        self,
+        walked: WalkedBlock,
+        learned: LearnedBlock,
+        transforms: Mapping[str, Sequence[nn.Module]],
+        hessians: Mapping[str, Tensor],
+    ) -> None:
         for name, linear, group in walked.linears():
             steps, hessian = transforms[group.name], hessians[name]
             layer = self._round_linear(linear, group, steps, learned, name, hessian)
@@ -228,6 +295,18 @@ class BlockLearner:
         if self.options.rounding == "gptq":
             codes = gptq(mapped, hessian, grid, weight.bits)
         return quantize_linear(linear, weight, activation, transforms=steps, grid=grid, codes=codes)
+
+
+def _in_precision_(block: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Bring a block to single precision, or to bfloat16 where no part of it is in that already.
+
+    In place. A model that runs in bfloat16 keeps the parts in single precision that it has so.
+    """
+    if dtype == torch.float32:
+        return block.float()
+    if any(p.dtype == dtype for p in block.parameters()):
+        return block
+    return block.to(dtype)
 
 
 def _fold_(block: nn.Module, group: InputGroup, shared: LearnedInput) -> list[nn.Module]:
