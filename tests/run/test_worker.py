@@ -20,6 +20,7 @@ from harness.generate.video import read
 from harness.models.sample import sample_clip
 from harness.plan.experiment import Flags, resolve
 from harness.plan.experiment_file import ExperimentFile
+from harness.quant.layers.artifact import load_artifact_
 from harness.run.alive import Pulse
 from harness.run.run import prepare
 from harness.run.worker import Events, failure, run_job
@@ -103,10 +104,14 @@ def test_each_stage_opens_its_own_network_and_the_clip_is_that_of_the_whole_pipe
     whole = harness.models.load.load_pipeline(
         fp.task.model, device="cpu", dtype="float32", parts={"text", "denoiser", "decoder"}
     )
-    for wanted in fp.task.clips:
+    rows = [(fp, wanted) for wanted in fp.task.clips] + [(rtn, rtn.task.clips[0])]
+    for row, wanted in rows:
+        if row is rtn:
+            assert rtn.task.artifact is not None
+            load_artifact_(whole.transformer, Store().folder("artifact", rtn.task.artifact.key))
         clip = Store().find("clip", wanted.clip.key)
         assert clip is not None
-        made = sample_clip(whole, wanted.prompt.text, fp.task.gen, seed=wanted.noise_seed)
+        made = sample_clip(whole, wanted.prompt.text, row.task.gen, seed=wanted.noise_seed)
         latents = load_file(clip.folder / LATENTS_FILE)["latents"]
         assert torch.equal(latents, made.latents)
         assert np.array_equal(read(clip.folder / LOSSLESS_FILE), made.frames)
