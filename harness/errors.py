@@ -50,6 +50,23 @@ class UnsupportedError(HarnessError):
     """
 
 
+class DivergedError(HarnessError):
+    """Latents or frames are NaN or infinite: what was sampled is no clip.
+
+    Args:
+        place: Where it was found, such as ``step 3 of 50``.
+        dtype: What was computed in.
+        message: What to say of it; None for that values are not finite there.
+    """
+
+    def __init__(self, place: str, dtype: str, message: str | None = None) -> None:
+        hint = f"the dtype is {dtype}: look at the weights, and at the widths of a quantized row"
+        if dtype == "float16":
+            hint = 'float16 overflows in many models: try dtype = "bfloat16" in [gen]'
+        super().__init__(message or f"the sampler diverged: not finite at {place}", hint)
+        self.place = place
+
+
 class CalibrationForbiddenError(HarnessError):
     """A method that declares itself data-free asked for calibration data."""
 

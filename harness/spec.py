@@ -31,6 +31,7 @@ class Status(enum.StrEnum):
     KILLED = "killed"
     ERROR = "error"
     SKIPPED = "skipped"
+    DIVERGED = "diverged"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +47,9 @@ class GenSpec:
         guidance: Classifier-free guidance scale; 1 switches it off.
         dtype: Computing dtype, ``float32``, ``bfloat16`` or ``float16``.
         max_text_tokens: Length the prompt is padded or cut to.
+        negative_prompt: What guidance leads away from.
+        vae_tiling: Whether the decoder works tile by tile, which changes pixels; None to tile what
+            is larger than a bound (``harness.models.tiling``), as planning fills in.
     """
 
     height: int
@@ -56,6 +60,8 @@ class GenSpec:
     guidance: float
     dtype: str = "float32"
     max_text_tokens: int = 226
+    negative_prompt: str = ""
+    vae_tiling: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

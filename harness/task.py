@@ -13,6 +13,7 @@ from harness.store.keys import Keyed, plain
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+TEXT = "text"
 POOL = "pool"
 CELL = "cell"
 MEASURE = "measure"
@@ -28,6 +29,7 @@ class ClipTask:
     Attributes:
         noise_seed: Seed of the initial noise, from prompt and seed.
         reference: Key of the unquantized clip of the same prompt and seed; empty for the reference.
+        text: Key of the encoded prompt.
     """
 
     prompt: Prompt
@@ -35,11 +37,31 @@ class ClipTask:
     noise_seed: int
     clip: Keyed
     reference: str
+    text: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextTask:
+    """Encode the prompts of one model.
+
+    Attributes:
+        texts: Keys by prompt.
+    """
+
+    id: str
+    model: ModelSpec
+    gen: GenSpec
+    texts: dict[str, Keyed]
+    kind: str = TEXT
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PoolTask:
-    """Record the calibration trajectories of one model."""
+    """Record the calibration trajectories of one model.
+
+    Attributes:
+        texts: Keys of the encoded prompts, by prompt.
+    """
 
     id: str
     model: ModelSpec
@@ -48,6 +70,7 @@ class PoolTask:
     seed: int
     pool: Keyed
     kind: str = POOL
+    texts: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +80,9 @@ class CellTask:
     Attributes:
         pool: Key of the recorded trajectories; empty for a method without calibration.
         artifact: None for a reference row, which is not quantized.
+        text: Key of the encoded empty prompt.
+        first: Whether it is the row that the others are held against: where one of its clips
+            diverges, the rest is not made.
     """
 
     id: str
@@ -69,6 +95,8 @@ class CellTask:
     clips: tuple[ClipTask, ...]
     scorers: tuple[str, ...]
     kind: str = CELL
+    text: str = ""
+    first: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,15 +109,22 @@ class MeasuredRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MeasureTask:
-    """Time every row of one model, interleaved, alone on the machine."""
+    """Time rows of one model in turns, alone on the machine.
+
+    Attributes:
+        turns: How often each row is opened and timed.
+        steps: Denoising steps that are timed in a turn.
+        text: Key of the encoded empty prompt.
+    """
 
     id: str
     model: ModelSpec
     gen: GenSpec
     rows: tuple[MeasuredRow, ...]
     measure: Keyed
-    rounds: int
-    clips: int
+    turns: int
+    steps: int
+    text: str = ""
     kind: str = MEASURE
 
 
@@ -110,7 +145,7 @@ class JudgeTask:
     kind: str = JUDGE
 
 
-Task = PoolTask | CellTask | MeasureTask | JudgeTask
+Task = TextTask | PoolTask | CellTask | MeasureTask | JudgeTask
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -201,6 +236,11 @@ def _common(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {**raw, "model": model_from(raw["model"]), "gen": GenSpec(**raw["gen"])}
 
 
+def _text(raw: Mapping[str, Any]) -> TextTask:
+    texts = {text: Keyed(**keyed) for text, keyed in raw["texts"].items()}
+    return TextTask(**{**_common(raw), "texts": texts})
+
+
 def _pool(raw: Mapping[str, Any]) -> PoolTask:
     prompts = tuple(prompt_from(p) for p in raw["prompts"])
     return PoolTask(**{**_common(raw), "prompts": prompts, "pool": Keyed(**raw["pool"])})
@@ -232,6 +272,7 @@ def _judge(raw: Mapping[str, Any]) -> JudgeTask:
 
 
 _READERS: dict[str, Callable[[Mapping[str, Any]], Task]] = {
+    TEXT: _text,
     POOL: _pool,
     CELL: _cell,
     MEASURE: _measure,

@@ -44,7 +44,6 @@ def write_model_folder(folder: Path) -> Path:
             "max_text_seq_length": 8,
         },
         "vae/config.json": {"block_out_channels": [8, 8]},
-        "text_encoder/config.json": {},
     }
     for name, content in parts.items():
         path = folder / name

@@ -19,7 +19,7 @@ from harness.score.registry import load_scorer
 from harness.score.scorer import SCORE_FILE
 from harness.store.lifeline import die_with
 from harness.store.store import Store
-from harness.task import CellTask, Job, MeasureTask, PoolTask
+from harness.task import CellTask, Job, MeasureTask, PoolTask, TextTask
 
 CLIP_S = float(os.environ.get("FAKE_CLIP_S", "0.0"))
 REPORT: dict[str, Any] = {
@@ -87,6 +87,9 @@ def cell(task: CellTask, store: Store) -> None:
             (folder / "report.json").write_text(json.dumps(report_of(task)))
             (folder / "figures").mkdir()
             (folder / "figures" / "curve.png").write_bytes(b"png")
+    if any("overflowing" in one.prompt.text for one in task.clips):
+        send("failed", status="diverged", detail="1 of 1 clips diverged; try bfloat16")
+        sys.exit(1)
     for i, one in enumerate(task.clips):
         send("progress", stage="generate", fraction=i / len(task.clips), text=f"clip {i + 1}")
         if store.find("clip", one.clip.key) is None:
@@ -118,6 +121,13 @@ def main() -> None:
     store, task = Store(job.store), job.task
     if isinstance(task, CellTask):
         cell(task, store)
+    elif isinstance(task, TextTask):
+        for text, wanted in task.texts.items():
+            if "unreadable" in text:
+                send("failed", status="error", detail="no such word")
+                sys.exit(1)
+            with store.build("text", wanted.key, wanted.inputs) as folder:
+                (folder / "text.json").write_text(json.dumps({"text": text, "cut": []}))
     elif isinstance(task, PoolTask):
         if task.seed == 13:
             send("failed", status="error", detail="unlucky pool")

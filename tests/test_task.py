@@ -13,6 +13,7 @@ from harness.task import (
     MeasureTask,
     PoolTask,
     Task,
+    TextTask,
 )
 
 GEN = GenSpec(height=64, width=64, frames=17, fps=8, steps=20, guidance=4.0)
@@ -29,7 +30,16 @@ def test_every_task_survives_the_trip_to_a_worker() -> None:
     clip = ClipTask(prompt=PROMPT, seed=0, noise_seed=5, clip=KEYED, reference="r")
     method = MethodSpec(name="s2q", label="s2q#1", options=(("n", 4),), calibration_seed=1)
     tasks: list[Task] = [
-        PoolTask(id="pool", model=MODEL, gen=GEN, prompts=(PROMPT,), seed=1, pool=KEYED),
+        TextTask(id="text", model=MODEL, gen=GEN, texts={"": KEYED, "a cat": KEYED}),
+        PoolTask(
+            id="pool",
+            model=MODEL,
+            gen=GEN,
+            prompts=(PROMPT,),
+            seed=1,
+            pool=KEYED,
+            texts={"a cat": "k"},
+        ),
         CellTask(
             id="cell",
             model=MODEL,
@@ -58,8 +68,9 @@ def test_every_task_survives_the_trip_to_a_worker() -> None:
             gen=GEN,
             rows=(MeasuredRow(cell="c", artifact=""),),
             measure=KEYED,
-            rounds=7,
-            clips=3,
+            turns=3,
+            steps=3,
+            text="t",
         ),
         JudgeTask(id="judge", python=Path("/p"), folder=Path("/w"), job={"clips": [{"id": "c"}]}),
     ]

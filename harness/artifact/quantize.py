@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from torch import nn
 
+    from harness.models.text import Conditioning
     from harness.spec import GenSpec
 
 
@@ -75,6 +76,7 @@ def quantize(
     out: Path,
     progress: Callable[[float, str], None],
     kept: Path | None = None,
+    text: str | Conditioning = "",
 ) -> QuantReport:
     """Quantize the denoiser in place and write the artifact.
 
@@ -92,6 +94,7 @@ def quantize(
         progress: Progress callback.
         kept: Folder of what an attempt at the same artifact has finished; the calibration goes on
             from there and keeps there what it finishes. None keeps nothing.
+        text: The empty prompt, or what the text encoders made of it.
 
     Returns:
         The method's report.
@@ -116,7 +119,7 @@ def quantize(
             pool=CalibrationPool.open(pool) if pool is not None else None,
             data_free=not method.needs_calibration,
             scratch=Path(scratch),
-            sampler=lambda noise: unprompted_outputs(pipeline, gen, noise),
+            sampler=lambda noise: unprompted_outputs(pipeline, gen, noise, text),
             kept=None if kept is None else Kept(kept),
         )
         with peak_memory(pipeline.device) as peak, ctx.part("other"):
@@ -137,13 +140,15 @@ def quantize(
         "calibration_seed": seed,
     }
     save_artifact(transformer, out, about)
-    footprint = _footprint(pipeline, gen, report, sizes, total, artifact_bytes(out))
+    footprint = _footprint(pipeline, gen, text, report, sizes, total, artifact_bytes(out))
     document = {**dataclasses.asdict(report), "footprint": dataclasses.asdict(footprint)}
     (out / REPORT).write_text(json.dumps(_finite(document), indent=1, sort_keys=True) + "\n")
     return report
 
 
-def unprompted_outputs(pipeline: DiffusionPipeline, gen: GenSpec, seed: int) -> list[torch.Tensor]:
+def unprompted_outputs(
+    pipeline: DiffusionPipeline, gen: GenSpec, seed: int, text: str | Conditioning = ""
+) -> list[torch.Tensor]:
     """Sample the empty prompt and keep what the denoiser returns.
 
     Returns:
@@ -163,7 +168,7 @@ def unprompted_outputs(pipeline: DiffusionPipeline, gen: GenSpec, seed: int) -> 
 
     handle = pipeline.transformer.register_forward_hook(keep, with_kwargs=True)
     try:
-        denoise(pipeline, "", gen, seed=seed, on_step=lambda step, latents: None)
+        denoise(pipeline, text, gen, seed=seed)
     finally:
         handle.remove()
     return outputs
@@ -172,6 +177,7 @@ def unprompted_outputs(pipeline: DiffusionPipeline, gen: GenSpec, seed: int) -> 
 def _footprint(
     pipeline: DiffusionPipeline,
     gen: GenSpec,
+    text: str | Conditioning,
     report: QuantReport,
     sizes: dict[str, int],
     total: int,
@@ -181,7 +187,7 @@ def _footprint(
     quantized = sum(sizes[name] for name in layers)
     stored = sum(sizes[name] * layer.w_bits for name, layer in layers.items())
     stored += branch_bits(pipeline.transformer)
-    work = _multiplications(pipeline, gen, list(sizes), sizes)
+    work = _multiplications(pipeline, gen, text, list(sizes), sizes)
     widths = {n: layers[n].a_bits if n in layers else float(IDENTITY_WIDTH) for n in sizes}
 
     def mean_a_bits(widths: dict[str, float]) -> float:
@@ -228,7 +234,11 @@ def _a_bits_by_choice(transformer: nn.Module) -> list[dict[str, float]]:
 
 
 def _multiplications(
-    pipeline: DiffusionPipeline, gen: GenSpec, names: list[str], sizes: dict[str, int]
+    pipeline: DiffusionPipeline,
+    gen: GenSpec,
+    text: str | Conditioning,
+    names: list[str],
+    sizes: dict[str, int],
 ) -> dict[str, int]:
     """Multiplications of every target linear in one denoising step."""
     rows: dict[str, int] = dict.fromkeys(names, 0)
@@ -240,7 +250,7 @@ def _multiplications(
 
         handles.append(pipeline.transformer.get_submodule(name).register_forward_pre_hook(count))
     try:
-        denoiser_step(pipeline, gen)()
+        denoiser_step(pipeline, gen, text)()
     finally:
         for handle in handles:
             handle.remove()

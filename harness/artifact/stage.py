@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from harness.models.tiling import before_decoding
 from harness.spec import COST, FP, Metric, Value
 from harness.store.keys import Keyed, model_identity
 from harness.store.provenance import package_version
@@ -25,7 +26,12 @@ TOOLKIT = ("harness.quant", "harness.method", "harness.bits")
 _WORK = "harness.artifact.quantize"
 _FAMILIES = "harness.models.families"
 _FAMILY_PARTS = tuple(f"{_FAMILIES}.{n}" for n in ("base", "fold", "fold_targets", "latent"))
-SAMPLER = ("harness.models.sample", "harness.models.load", "harness.models.outliers")
+SAMPLER = (
+    "harness.models.sample",
+    "harness.models.text",
+    "harness.models.load",
+    "harness.models.outliers",
+)
 """What decides how a pipeline is opened and sampled."""
 
 RECORDER = ("harness.models.trajectories", "harness.models.block_input")
@@ -86,7 +92,7 @@ def pool_key(
         "pool",
         {
             "model": model_identity(model),
-            "gen": gen,
+            "gen": before_decoding(gen),
             "suite": suite.digest,
             "seed": seed,
             "cohort": cohort,
@@ -129,7 +135,7 @@ def artifact_key(
         "artifact",
         {
             "model": model_identity(model),
-            "gen": gen,
+            "gen": before_decoding(gen),
             "method": method,
             "version": version,
             "options": dict(options),
@@ -145,7 +151,13 @@ def artifact_key(
 def reference_key(model: ModelSpec, gen: GenSpec, method: str) -> Keyed:
     """Key that stands for the unquantized model in the keys of its clips."""
     return Keyed.of(
-        "artifact", {"model": model_identity(model), "gen": gen, "method": method, "bits": FP}
+        "artifact",
+        {
+            "model": model_identity(model),
+            "gen": before_decoding(gen),
+            "method": method,
+            "bits": FP,
+        },
     )
 
 

@@ -102,7 +102,8 @@ def _work(
     )
     for prompt in texts:
         click.echo(f"  {prompt.id}: {prompt.text}")
-    pipeline = load_pipeline(spec, device=place.id, dtype=gen.dtype)
+    parts = {"text", "denoiser"}
+    pipeline = load_pipeline(spec, device=place.id, dtype=gen.dtype, parts=parts)
     step = denoiser_step(pipeline, gen)
     step()
     started = time.perf_counter()

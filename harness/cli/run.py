@@ -187,7 +187,8 @@ def _print_plan(console: Any, prepared: Prepared, store: Any) -> None:
         why = again.get(planned.cell.id, "")
         table.add_row(*row, planned.unsupported or (f"again: {why}" if why else ""))
     print_whole(table, console)
-    lines = [f"record calibration: {name}" for name in plan.pools]
+    lines = [f"encode: {name}: {len(task.texts)} texts" for name, task in plan.texts.items()]
+    lines += [f"record calibration: {name}" for name in plan.pools]
     lines += [f"judge {name}: {count} values" for name, count in plan.scores.items()]
     lines += plan.vbench.remarks
     lines += [

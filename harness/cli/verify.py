@@ -100,7 +100,7 @@ def _problem(target: Target) -> str:
     try:
         check_there(target)
         spec = model_spec(target.model)
-        pipeline = load_pipeline(spec, device="cpu", dtype=spec.gen.dtype)
+        pipeline = load_pipeline(spec, device="cpu", dtype=spec.gen.dtype, parts={"denoiser"})
         bits = BitSpec.parse(target.bits)
         check(pipeline, target.folder, family=spec.family, bits=bits, fresh=False)
     except HarnessError as cause:

@@ -6,8 +6,11 @@ Importing this module needs no torch.
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
+from harness.errors import HarnessError
+from harness.generate.text import CUT, read_cuts, read_text
 from harness.spec import COST, Metric, Value
 from harness.store.keys import Keyed, digest
 from harness.store.sources import sources_digest
@@ -108,37 +111,114 @@ def clip_values(
             )  # fmt: skip
 
 
-def generate(
-    pipeline: DiffusionPipeline, wanted: ClipTask, gen: GenSpec, store: Store, *, label: str
-) -> float:
-    """Sample one clip and publish it.
+def latents_key(clip: Keyed) -> Keyed:
+    """Key of the final latents of a clip, which are kept until the clip is published."""
+    return Keyed.of("latents", {"clip": clip.key})
 
-    Returns:
-        Seconds of sampling.
+
+def denoise_clip(pipeline: DiffusionPipeline, wanted: ClipTask, gen: GenSpec, store: Store) -> None:
+    """Sample the latents of one clip and publish them.
+
+    Args:
+        pipeline: With its denoiser, quantized or not.
+        wanted: The clip.
+        gen: Generation settings.
+        store: Has the encoded prompt.
+
+    Raises:
+        DivergedError: Latents are not finite after a step; nothing is published.
     """
     from safetensors.torch import save_file
 
-    from harness.generate.video import MP4_CODEC, MP4_OPTIONS, MP4_PIXELS, write_lossless, write_mp4
-    from harness.models.sample import sample_clip
+    from harness.models.sample import denoise
     from harness.quant.layers.policy import policy_of
 
-    with store.build("clip", wanted.clip.key, wanted.clip.inputs, {"label": label}) as folder:
+    key = latents_key(wanted.clip)
+    with store.build("latents", key.key, key.inputs) as folder:
         policy = policy_of(pipeline.transformer)
         if policy is not None:
             policy.begin()
-        made = sample_clip(pipeline, wanted.prompt.text, gen, seed=wanted.noise_seed)
-        write_mp4(folder / MP4_FILE, made.frames, fps=gen.fps)
-        write_lossless(folder / LOSSLESS_FILE, made.frames, fps=gen.fps)
-        save_file({"latents": made.latents.contiguous()}, folder / LATENTS_FILE)
-        facts: dict[str, Any] = {
+        started = time.perf_counter()
+        made = denoise(pipeline, read_text(store, wanted.text), gen, seed=wanted.noise_seed)
+        facts: dict[str, Any] = {"seconds": time.perf_counter() - started}
+        save_file({"latents": made.cpu().contiguous()}, folder / LATENTS_FILE)
+        if policy is not None:
+            facts[STEPS_BY_CHOICE] = list(policy.trace)
+        (folder / FACTS_FILE).write_text(json.dumps(facts) + "\n", encoding="utf-8")
+
+
+def decode_clip(
+    pipeline: DiffusionPipeline, wanted: ClipTask, gen: GenSpec, store: Store, *, label: str
+) -> float:
+    """Decode the latents of one clip, publish the clip, and remove what was kept for it.
+
+    Args:
+        pipeline: With its decoder.
+        wanted: The clip.
+        gen: Generation settings.
+        store: Has the latents and the encoded prompt.
+        label: Of the row, for the journal.
+
+    Returns:
+        Seconds of denoising and decoding.
+
+    Raises:
+        DivergedError: The decoder's output is not finite; nothing is published.
+        HarnessError: The latents are gone.
+    """
+    from safetensors.torch import load_file, save_file
+
+    from harness.generate.video import MP4_CODEC, MP4_OPTIONS, MP4_PIXELS, write_lossless, write_mp4
+    from harness.models.sample import decode
+
+    kept = store.find("latents", latents_key(wanted.clip).key)
+    if kept is None:
+        raise HarnessError("the latents of a clip are gone", "run the same command again")
+    started = time.perf_counter()
+    latents = load_file(kept.folder / LATENTS_FILE)["latents"]
+    conditioning = read_text(store, wanted.text)
+    frames = decode(pipeline, latents, conditioning, gen, seed=wanted.noise_seed)
+    told = kept.json(FACTS_FILE)
+    told["seconds"] += time.perf_counter() - started
+    about = {"label": label, "seconds": round(told["seconds"], 3)}
+    with store.build("clip", wanted.clip.key, wanted.clip.inputs, about) as folder:
+        write_mp4(folder / MP4_FILE, frames, fps=gen.fps)
+        write_lossless(folder / LOSSLESS_FILE, frames, fps=gen.fps)
+        save_file({"latents": latents.float()}, folder / LATENTS_FILE)
+        facts = {
             "prompt": wanted.prompt.id,
             "text": wanted.prompt.text,
             "seed": wanted.seed,
             "noise_seed": wanted.noise_seed,
-            "seconds": made.seconds,
             ENCODER: {"codec": MP4_CODEC, "crf": MP4_OPTIONS["crf"], "pixels": MP4_PIXELS},
+            CUT: read_cuts(store, wanted.text),
+            **told,
         }
-        if policy is not None:
-            facts[STEPS_BY_CHOICE] = list(policy.trace)
         (folder / FACTS_FILE).write_text(json.dumps(facts, sort_keys=True) + "\n", encoding="utf-8")
-    return made.seconds
+    store.discard("latents", kept.key)
+    return float(told["seconds"])
+
+
+def cut_remarks(store: Store, clips: Sequence[ClipTask], model: str) -> list[str]:
+    """What must be said of prompts that a text encoder does not read to their end.
+
+    Args:
+        store: Where the clips lie.
+        clips: Those of a row that has all prompts.
+        model: Name of the model.
+
+    Returns:
+        A line for each encoder that cut some.
+    """
+    cut: dict[str, dict[str, tuple[int, int]]] = {}
+    for wanted in clips:
+        clip = store.find("clip", wanted.clip.key)
+        for one in () if clip is None else clip.json(FACTS_FILE).get(CUT, ()):
+            prompts = cut.setdefault(str(one["tokenizer"]), {})
+            prompts[wanted.prompt.id] = (int(one["limit"]), int(one["tokens"]))
+    every = len({wanted.prompt.id for wanted in clips})
+    return [
+        f"{model}: {len(prompts)} of {every} prompts are cut at the {max(prompts.values())[0]} "
+        f"tokens of its {name}, by up to {max(tokens for _, tokens in prompts.values())} tokens"
+        for name, prompts in cut.items()
+    ]

@@ -1,8 +1,10 @@
-"""The measure stage: latency and memory of every row of a model, interleaved, alone on the machine.
+"""The measure stage: latency and memory of what really runs, in turns, alone on the machine.
 
-Rows take turns, so that a change of clock or load meets all of them; what is reported is the median
-and the interquartile range over the rounds. A simulated row's step is timed for the record only: it
-computes in full precision and says nothing about the speed of its widths.
+Rows take turns, so that a change of clock or load meets all of them: in each turn a row is opened,
+warmed up, timed and closed, so that one denoiser at a time is in memory. On a CPU each turn of
+a row is a process of its own, whose peak is that of the row alone. What is reported is the median
+and the interquartile range over all turns. A simulated row computes in full precision, which says
+nothing about the speed of its widths: it is not timed.
 """
 
 from __future__ import annotations
@@ -10,35 +12,41 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shutil
 import statistics
+import sys
 import time
+import traceback
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from harness.errors import HarnessError
-from harness.spec import COST, SIMULATED, Metric, Value
+from harness.generate.networks import open_decoder, open_denoiser
+from harness.generate.text import read_text
+from harness.spec import COST, Metric, Value
 from harness.store.keys import Keyed
 from harness.store.sources import sources_digest
 from harness.task import MeasureTask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-
-    from diffusers import DiffusionPipeline
+    from pathlib import Path
 
     from harness.spec import GenSpec, ModelSpec
     from harness.store.store import Entry, Store
     from harness.task import MeasuredRow
 
 MEASURE_FILE = "measure.json"
-ROUNDS = 7
-CLIPS = 3
-WARMUP = 2
+LATENTS_FILE = "latents.safetensors"
+TURNS = 3
+STEPS = 3
+"""Denoising steps that are timed in a turn; one clip is, too."""
+WARMUP = 1
 BUSY = 0.1
 """Share of the processor that others may use before the timings carry a warning."""
-PROMPT = ""  # the time of a clip does not depend on what it shows
 KERNEL = "kernel:"
 
 METRICS = (
@@ -64,7 +72,11 @@ METRICS = (
 
 
 def measure_task(
-    model: ModelSpec, gen: GenSpec, rows: Sequence[MeasuredRow], cohort: Mapping[str, Any]
+    model: ModelSpec,
+    gen: GenSpec,
+    rows: Sequence[MeasuredRow],
+    cohort: Mapping[str, Any],
+    text: str,
 ) -> MeasureTask:
     """The measuring of one model's rows, with the key of what it leaves.
 
@@ -73,6 +85,7 @@ def measure_task(
         gen: Its generation settings.
         rows: All rows that take turns.
         cohort: Device, libraries, threads.
+        text: Key of the encoded empty prompt: the time of a clip does not depend on what it shows.
     """
     measure = Keyed.of(
         "measure",
@@ -80,7 +93,7 @@ def measure_task(
             "rows": sorted(f"{row.cell}={row.artifact}" for row in rows),
             "gen": gen,
             "cohort": {**cohort, "model": model.revision + model.variant},
-            "protocol": {"rounds": ROUNDS, "clips": CLIPS, "warmup": WARMUP},
+            "protocol": {"turns": TURNS, "steps": STEPS, "warmup": WARMUP},
             "sources": sources_digest([__name__, "harness.measure.memory"]),
         },
     )
@@ -90,8 +103,9 @@ def measure_task(
         gen=gen,
         rows=tuple(rows),
         measure=measure,
-        rounds=ROUNDS,
-        clips=CLIPS,
+        turns=TURNS,
+        steps=STEPS,
+        text=text,
     )
 
 
@@ -134,86 +148,114 @@ def measure(
     task: MeasureTask, store: Store, device: str, progress: Callable[[float, str], None]
 ) -> None:
     """Time all rows and publish the values by cell."""
-    values: dict[str, dict[str, float]] = {row.cell: {} for row in task.rows}
-    real = [row for row in task.rows if not _simulated(store, row)]
     # Asked while this process rests: what is busy then is somebody else.
     busy = psutil.cpu_percent(interval=1.0) / 100
-    # First, while this process has computed nothing yet: a forked child starts from a clean memory.
-    if device == "cpu" and hasattr(os, "fork"):
-        for i, row in enumerate(real):
-            progress(0.3 * i / len(real), f"memory of {row.cell}")
-            values[row.cell]["peak_bytes"] = _peak_in_child(task, store, row, device)
-    pipelines = {row.cell: _open(task, store, row, device) for row in task.rows}
-    _time_steps(task, pipelines, values, progress)
-    _time_clips(task, {row.cell: pipelines[row.cell] for row in real}, values, progress)
-    if device != "cpu":
-        del pipelines
-        for row in real:
-            values[row.cell]["peak_bytes"] = _peak(task, store, row, device)
+    bench = _Bench(task=task, store=store, device=device, scratch=store.scratch("measure"))
+    turns: dict[str, list[_Turn]] = {row.cell: [] for row in task.rows}
+    decoding: list[_Turn] = []
+    try:
+        for turn in range(task.turns):
+            for i, row in enumerate(task.rows):
+                done = (turn + i / len(task.rows)) / task.turns
+                progress(done, f"turn {turn + 1}, {row.cell}")
+                turns[row.cell].append(bench.apart(partial(bench.denoise, row), row.cell))
+            decoding.append(bench.apart(bench.decode, "the decoder"))
+    finally:
+        shutil.rmtree(bench.scratch, ignore_errors=True)
     with store.build("measure", task.measure.key, task.measure.inputs) as folder:
-        facts = {"busy": busy, "values": values}
-        text = json.dumps(facts, indent=1, sort_keys=True, allow_nan=False)
+        values = {cell: _values(taken, decoding) for cell, taken in turns.items()}
+        text = json.dumps(
+            {"busy": busy, "values": values}, indent=1, sort_keys=True, allow_nan=False
+        )
         (folder / MEASURE_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def _simulated(store: Store, row: MeasuredRow) -> bool:
-    return bool(row.artifact) and execution(store, row.artifact) == SIMULATED
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Turn:
+    """What one turn of a row, or of the decoder, took.
+
+    Attributes:
+        clip_s: Seconds of denoising, or of decoding, one clip.
+        peak_bytes: Most memory meanwhile.
+        step_s: Seconds of each timed denoising step.
+    """
+
+    clip_s: float
+    peak_bytes: float
+    step_s: tuple[float, ...] = ()
 
 
-def execution(store: Store, artifact: str) -> str:
-    """How an artifact computes: ``simulated`` or ``kernel:<name>``."""
-    entry = store.find("artifact", artifact)
-    if entry is None:
-        raise HarnessError(f"artifact {artifact[:12]} is gone", "run the same command again")
-    return str(entry.json("report.json")["execution"])
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Bench:
+    """Opens a row or the decoder, times it, and closes it.
 
+    Attributes:
+        scratch: Where the latents of the row that was timed last lie, for the decoder.
+    """
 
-def _open(task: MeasureTask, store: Store, row: MeasuredRow, device: str) -> DiffusionPipeline:
-    from harness.models.load import load_pipeline
-    from harness.quant.layers.artifact import load_artifact_
+    task: MeasureTask
+    store: Store
+    device: str
+    scratch: Path
 
-    pipeline = load_pipeline(task.model, device=device, dtype=task.gen.dtype)
-    if row.artifact:
-        load_artifact_(pipeline.transformer, store.folder("artifact", row.artifact))
-    return pipeline
+    def apart(self, work: Callable[[], _Turn], what: str) -> _Turn:
+        """Do a turn, on a CPU in a process that does nothing else.
 
+        This process computes nothing then: a forked child starts from a clean memory.
+        """
+        if self.device == "cpu" and hasattr(os, "fork"):
+            return _in_child(work, what)
+        return work()
 
-def _time_steps(
-    task: MeasureTask,
-    pipelines: dict[str, DiffusionPipeline],
-    values: dict[str, dict[str, float]],
-    progress: Callable[[float, str], None],
-) -> None:
-    from harness.models.sample import denoiser_step
+    def denoise(self, row: MeasuredRow) -> _Turn:
+        """Open a row, warm it up, time one clip and single steps."""
+        from safetensors.torch import save_file
 
-    steps = {cell: denoiser_step(pipeline, task.gen) for cell, pipeline in pipelines.items()}
-    for step in steps.values():
+        from harness.measure.memory import peak_memory
+        from harness.models.sample import denoise, denoiser_step
+
+        task, text = self.task, read_text(self.store, self.task.text)
+        folder = self.store.folder("artifact", row.artifact) if row.artifact else None
+        pipeline = open_denoiser(task.model, task.gen, self.device, folder)
+        step = denoiser_step(pipeline, task.gen, text)
         for _ in range(WARMUP):
             step()
-    times: dict[str, list[float]] = {cell: [] for cell in steps}
-    for turn in range(task.rounds):
-        progress(0.3 + 0.3 * turn / task.rounds, f"denoiser step, round {turn + 1}")
-        for cell, step in steps.items():
-            times[cell].append(_seconds(step))
-    for cell, taken in times.items():
-        values[cell] |= _spread("step_latency", taken)
+        gc.collect()
+        with peak_memory(self.device) as peak:
+            seconds = _seconds(
+                lambda: save_file(
+                    {"latents": denoise(pipeline, text, task.gen, seed=0).cpu().contiguous()},
+                    self.scratch / LATENTS_FILE,
+                )
+            )
+            most = float(peak())
+        steps = tuple(_seconds(step) for _ in range(task.steps))
+        return _Turn(clip_s=seconds, peak_bytes=most, step_s=steps)
+
+    def decode(self) -> _Turn:
+        """Open the decoder, time one clip."""
+        from safetensors.torch import load_file
+
+        from harness.measure.memory import peak_memory
+        from harness.models.sample import decode
+
+        task, text = self.task, read_text(self.store, self.task.text)
+        latents = load_file(self.scratch / LATENTS_FILE)["latents"]
+        pipeline = open_decoder(task.model, task.gen, self.device)
+        gc.collect()
+        with peak_memory(self.device) as peak:
+            seconds = _seconds(lambda: decode(pipeline, latents, text, task.gen, seed=0))
+        return _Turn(clip_s=seconds, peak_bytes=float(peak()))
 
 
-def _time_clips(
-    task: MeasureTask,
-    pipelines: dict[str, DiffusionPipeline],
-    values: dict[str, dict[str, float]],
-    progress: Callable[[float, str], None],
-) -> None:
-    from harness.models.sample import sample_clip
-
-    times: dict[str, list[float]] = {cell: [] for cell in pipelines}
-    for turn in range(task.clips):
-        for cell, pipeline in pipelines.items():
-            progress(0.6 + 0.4 * turn / task.clips, f"whole clip, round {turn + 1}")
-            times[cell].append(_seconds(partial(sample_clip, pipeline, PROMPT, task.gen, seed=0)))
-    for cell, taken in times.items():
-        values[cell] |= _spread("clip_latency", taken)
+def _values(turns: Sequence[_Turn], decoding: Sequence[_Turn]) -> dict[str, float]:
+    """What was found of a row; all rows have the same decoder."""
+    clips = [one.clip_s + two.clip_s for one, two in zip(turns, decoding, strict=True)]
+    return {
+        **_spread("step_latency", [seconds for turn in turns for seconds in turn.step_s]),
+        **_spread("clip_latency", clips),
+        "peak_bytes": max(turn.peak_bytes for turn in (*turns, *decoding)),
+    }
 
 
 def _seconds(call: Callable[[], Any]) -> float:
@@ -228,8 +270,8 @@ def _spread(name: str, seconds: Sequence[float]) -> dict[str, float]:
     return {f"{name}_s": middle, f"{name}_iqr_s": high - low}
 
 
-def _peak_in_child(task: MeasureTask, store: Store, row: MeasuredRow, device: str) -> float:
-    """Peak resident bytes of generating one clip, in a process that does nothing else."""
+def _in_child(work: Callable[[], _Turn], what: str) -> _Turn:
+    """Do a turn in a forked process."""
     from harness.store.lifeline import die_with
 
     import_everything()
@@ -240,10 +282,13 @@ def _peak_in_child(task: MeasureTask, store: Store, row: MeasuredRow, device: st
         status = 1
         try:
             die_with(parent)
-            os.write(into, str(_peak(task, store, row, device)).encode())
+            os.write(into, json.dumps(asdict(work())).encode())
             status = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             # Never return into the parent's stack: its finally blocks are not ours to run.
+            sys.stderr.flush()
             os._exit(status)
     os.close(into)
     with os.fdopen(out, "rb") as pipe:
@@ -251,10 +296,9 @@ def _peak_in_child(task: MeasureTask, store: Store, row: MeasuredRow, device: st
     _, code = os.waitpid(child, 0)
     if code or not text:
         raise HarnessError(
-            f"measuring the memory of '{row.cell}' failed (status {code})",
-            "see the log of the measuring worker",
+            f"measuring {what} failed (status {code})", "see the log of the measuring worker"
         )
-    return float(text)
+    return _Turn(**json.loads(text))
 
 
 def import_everything() -> None:
@@ -265,15 +309,3 @@ def import_everything() -> None:
     import harness.models.load
     import harness.models.sample
     import harness.quant.layers.artifact  # noqa: F401
-
-
-def _peak(task: MeasureTask, store: Store, row: MeasuredRow, device: str) -> float:
-    """Peak bytes of generating one clip: resident in this process, or allocated on the device."""
-    from harness.measure.memory import peak_memory
-    from harness.models.sample import sample_clip
-
-    pipeline = _open(task, store, row, device)
-    gc.collect()
-    with peak_memory(device) as peak:
-        sample_clip(pipeline, PROMPT, task.gen, seed=0)
-    return float(peak())

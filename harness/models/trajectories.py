@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from harness.models.block_input import Sample
-from harness.models.sample import denoise, family_of
+from harness.models.sample import denoise
+from harness.models.text import family_of
 from harness.store.durable import fsync_path, replace_file
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from diffusers import DiffusionPipeline
 
+    from harness.models.text import Conditioning
     from harness.spec import GenSpec, Prompt
 
 POOL_INDEX = "pool.json"
@@ -120,6 +122,7 @@ def record_pool(
     seed: int,
     folder: Path,
     progress: Callable[[float, str], None],
+    texts: Callable[[str], Conditioning] | None = None,
 ) -> CalibrationPool:
     """Run the full-precision sampler and keep every denoiser input.
 
@@ -131,6 +134,7 @@ def record_pool(
             seeds.
         folder: Existing folder; prompts that an attempt before this one has finished there stay.
         progress: Progress callback, called at every step.
+        texts: Gives what was made of a prompt before; None for a pipeline with its text encoders.
     """
     recorder = _Recorder(folder, reverse=family_of(pipeline).guidance == "calls")
     handle = pipeline.transformer.register_forward_pre_hook(recorder, with_kwargs=True)
@@ -148,7 +152,8 @@ def record_pool(
                 continue
             started = time.perf_counter()
             recorder.begin(i)
-            denoise(pipeline, prompt.text, gen, seed=1_000_000 + 1000 * seed + i, on_step=keep)
+            told = prompt.text if texts is None else texts(prompt.text)
+            denoise(pipeline, told, gen, seed=1_000_000 + 1000 * seed + i, on_step=keep)
             save_file({"latent": last.pop().cpu().contiguous()}, _final_path(folder, i))
             recorder.end(seconds=time.perf_counter() - started)
     finally:

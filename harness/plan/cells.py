@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from harness.artifact.stage import artifact_key, pool_key, reference_key, sampler_digest
 from harness.generate.generate import clip_key
+from harness.generate.text import EMPTY, text_keys
 from harness.models.families import family_by_name
+from harness.models.tiling import with_tiling
 from harness.score.registry import choose_scorers
 from harness.spec import FP, Cell, GenSpec, ModelSpec, Prompt, PromptSuite
 from harness.store.keys import Keyed, noise_seed
@@ -67,6 +69,7 @@ class CellPlanner:
         judges: Scorers of the suite that are asked of the scoring environment.
         pools: Every pool that a row needs, by id.
         references: By model name: the reference cell and its clip keys by (prompt, seed).
+        texts: By model name: keys of every text that a stage may need, by text.
     """
 
     experiment: Experiment
@@ -79,19 +82,30 @@ class CellPlanner:
     cohorts: dict[str, dict[str, Any]] = field(default_factory=dict)
     gens: dict[str, GenSpec] = field(default_factory=dict)
     references: dict[str, tuple[str, dict[tuple[str, int], str]]] = field(default_factory=dict)
+    texts: dict[str, dict[str, Keyed]] = field(default_factory=dict)
+    _latents: dict[str, dict[str, Any]] = field(default_factory=dict)  # cohorts before decoding
 
     def cells(self, model: ModelSpec, row: MethodRow, facts: MethodFacts) -> list[PlannedCell]:
         """The cells of one row: one for each width, one in all for a reference row."""
-        gen = self.experiment.gen_for(model.gen)
-        self.gens[model.name] = gen
-        self.cohorts[model.name] = cohort(
-            self.device,
-            gen,
-            self.experiment.execution.threads,
-            cleaners=family_by_name(model.family).text_cleaners,
-        )
+        family = family_by_name(model.family)
+        gen = with_tiling(self.experiment.gen_for(model.gen), family)
+        if model.name not in self.gens:
+            self._settle(model, gen)
         widths = (FP,) if facts.unquantized else row.bits
         return [self._cell(model, gen, row, facts, bits) for bits in widths]
+
+    def _settle(self, model: ModelSpec, gen: GenSpec) -> None:
+        """Fill in what all rows of a model share."""
+        self.gens[model.name] = gen
+        cleaners = family_by_name(model.family).text_cleaners
+        threads = self.experiment.execution.threads
+        shared = cohort(self.device, gen, threads, cleaners=cleaners)
+        self._latents[model.name] = shared
+        tiling = "on" if gen.vae_tiling else "off"
+        self.cohorts[model.name] = {**shared, "vae tiling": tiling}
+        suites = [self.suite, *([self.calibration] if self.calibration else [])]
+        every = dict.fromkeys([EMPTY, *(p.text for suite in suites for p in suite.prompts)])
+        self.texts[model.name] = text_keys(every, model, gen, shared)
 
     def _cell(
         self, model: ModelSpec, gen: GenSpec, row: MethodRow, facts: MethodFacts, bits: str
@@ -125,6 +139,8 @@ class CellPlanner:
             artifact=None if facts.unquantized else quant,
             clips=clips,
             scorers=tuple(scorer.asked_as for scorer in own),
+            text=self.texts[model.name][EMPTY].key,
+            first=not reference_cell,
         )
         find, artifact = self.store.find, task.artifact
         return PlannedCell(
@@ -161,7 +177,7 @@ class CellPlanner:
     def _pool(self, model: ModelSpec, gen: GenSpec, row: MethodRow) -> PoolTask:
         if self.calibration is None:
             raise ValueError("a method needs calibration but no suite was loaded")
-        seed = row.method.calibration_seed
+        seed, texts = row.method.calibration_seed, self.texts[model.name]
         name = f"pool--{model.name}--{seed}"
         if name not in self.pools:
             self.pools[name] = PoolTask(
@@ -175,8 +191,9 @@ class CellPlanner:
                     gen=gen,
                     suite=self.calibration,
                     seed=seed,
-                    cohort=self.cohorts[model.name],
+                    cohort=self._latents[model.name],
                 ),
+                texts={p.text: texts[p.text].key for p in self.calibration.prompts},
             )
         return self.pools[name]
 
@@ -196,6 +213,7 @@ class CellPlanner:
             "cohort": self.cohorts[model.name],
             "sampler": sampler_digest(model.family),
         }
+        texts = self.texts[model.name]
 
         def clip(prompt: Prompt, seed: int) -> ClipTask:
             return ClipTask(
@@ -204,6 +222,7 @@ class CellPlanner:
                 noise_seed=noise_seed(prompt, seed),
                 clip=clip_key(prompt=prompt, seed=seed, **common),
                 reference=reference.get((prompt.id, seed), ""),
+                text=texts[prompt.text].key,
             )
 
         return tuple(

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from harness.store.store import Store
 
 WORKER_START_S = 8.0  # imports of torch and diffusers, 7.6 and 8.6 s seen on a two-core server
+TEXT_S = 0.1  # of one text, before any was timed
+_TEXT_WIDTH = 4096  # of T5-XXL, UMT5-XXL and Llama 8B, which the supported models have
 _LATENT_SHARE = 0.1  # final latents beside raw frames, generously
 _ARTIFACT_BYTES_PER_PARAMETER = 4.0  # every layer kept at float32: the most an artifact can take
 _RESERVE_BYTES = 64 << 20
@@ -57,6 +59,9 @@ def estimate(plan: Plan, store: Store) -> Estimate:
             clip_s, quantize_s = clip_s or 1.0, quantize_s or 10.0
         seconds = WORKER_START_S + planned.missing_clips * clip_s
         work[planned.cell.id] = seconds + (quantize_s if planned.needs_quantizing else 0.0)
+    for name, text in plan.texts.items():
+        text_s = _recent(history, f"text:{text.model.name}") or TEXT_S
+        work[name] = WORKER_START_S + len(text.texts) * text_s
     for name, pool in plan.pools.items():
         clip_s = _model_clip_s(pool.model.name, history)
         known = known and clip_s is not None
@@ -181,7 +186,14 @@ def _disk_bytes(plan: Plan) -> int:
         # A call a step, two guidance branches, float32 latents and text states.
         latents = 4 * clip_bytes(pool.gen) * _LATENT_SHARE
         total += len(pool.prompts) * pool.gen.steps * 2 * latents
+    for text in plan.texts.values():
+        total += len(text.texts) * (0 if text.model.name in BUNDLED else text_bytes(text.gen))
     return int(total)
+
+
+def text_bytes(gen: GenSpec) -> int:
+    """Bytes that one encoded prompt takes in the store, both guidance branches."""
+    return 2 * gen.max_text_tokens * _TEXT_WIDTH * (4 if gen.dtype == "float32" else 2)
 
 
 def clip_bytes(gen: GenSpec) -> float:

@@ -54,6 +54,7 @@ class GenSection(_Section):
     guidance: float | int | None = Field(default=None, ge=0)
     dtype: str | None = Field(default=None, pattern="^(float32|bfloat16|float16)$")
     max_text_tokens: int | None = Field(default=None, ge=1)
+    vae_tiling: bool | None = None
 
 
 class CalibrationSection(_Section):

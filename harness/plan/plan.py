@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from harness.artifact.stage import METRICS as ARTIFACT_METRICS
 from harness.errors import UsageError
 from harness.generate.generate import METRICS as CLIP_METRICS
+from harness.generate.text import EMPTY
 from harness.measure.measure import METRICS as COST_METRICS
 from harness.measure.measure import measure_task
 from harness.models.table import BUNDLED, model_spec
@@ -19,15 +20,17 @@ from harness.plan.cells import CellPlanner, PlannedCell
 from harness.plan.registry import BrokenMethodError, MethodFacts, describe, find_method
 from harness.plan.suites import load_suite, refuse_overlap
 from harness.score.vbench_plan import JudgeSettings, VBenchPlan, plan_vbench
+from harness.spec import SIMULATED
 from harness.store.keys import digest, plain
 from harness.store.provenance import Device, cohort, cores, find_devices
-from harness.task import MeasuredRow, MeasureTask, PoolTask
+from harness.task import MeasuredRow, MeasureTask, PoolTask, TextTask
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from harness.plan.experiment import Experiment, MethodRow
     from harness.spec import GenSpec, Metric, ModelSpec, PromptSuite
+    from harness.store.keys import Keyed
     from harness.store.store import Store
 
 RUN_ID_LENGTH = 12
@@ -41,6 +44,8 @@ class Plan:
     Attributes:
         run: Id of the run: the same experiment on the same cohort has the same id.
         pools: Pool tasks by id, those whose pool is missing.
+        texts: Text tasks by id: prompts that have to be encoded for what is missing.
+        text_keys: Keys of each model's texts by its name and the text.
         cohorts: Cohort of each model by name.
         gens: Generation settings of each model by name.
         vbench: What is asked of VBench.
@@ -57,6 +62,8 @@ class Plan:
     cells: tuple[PlannedCell, ...]
     vbench: VBenchPlan
     pools: dict[str, PoolTask] = field(default_factory=dict)
+    texts: dict[str, TextTask] = field(default_factory=dict)
+    text_keys: dict[str, dict[str, Keyed]] = field(default_factory=dict)
     cohorts: dict[str, dict[str, Any]] = field(default_factory=dict)
     gens: dict[str, GenSpec] = field(default_factory=dict)
     scores: Counter[str] = field(default_factory=Counter)
@@ -141,8 +148,7 @@ def make_plan(experiment: Experiment, store: Store) -> Plan:
         judges=vbench.scorers(),
     )
     cells = tuple(c for model, row, facts in rows for c in planner.cells(model, row, facts))
-    used = {cell.pool for cell in cells if cell.needs_quantizing and not cell.unsupported}
-    return Plan(
+    plan = Plan(
         run=_run_id(experiment, models, suite, calibration, planner.cohorts),
         experiment=experiment,
         device=devices[0],
@@ -151,16 +157,59 @@ def make_plan(experiment: Experiment, store: Store) -> Plan:
         calibration=calibration,
         cells=cells,
         vbench=vbench,
-        pools={
-            name: task
-            for name, task in planner.pools.items()
-            if name in used and store.find("pool", task.pool.key) is None
-        },
+        pools=_missing_pools(planner, cells),
+        text_keys=planner.texts,
         cohorts=planner.cohorts,
         gens=planner.gens,
         scores=vbench.open(store, [cell.task for cell in cells if not cell.unsupported]),
         devices=devices,
     )
+    return _with_texts(plan, store)
+
+
+def _missing_pools(planner: CellPlanner, cells: Sequence[PlannedCell]) -> dict[str, PoolTask]:
+    """Recordings that a row waits for and the store lacks."""
+    used = {cell.pool for cell in cells if cell.needs_quantizing and not cell.unsupported}
+    return {
+        name: task
+        for name, task in planner.pools.items()
+        if name in used and planner.store.find("pool", task.pool.key) is None
+    }
+
+
+def _with_texts(plan: Plan, store: Store) -> Plan:
+    """The plan with the prompts that have to be encoded for what is missing."""
+    tasks = [plan_texts(plan, m, store, _texts_of(plan, m, store)) for m in plan.models]
+    return replace(plan, texts={task.id: task for task in tasks if task is not None})
+
+
+def plan_texts(plan: Plan, model: ModelSpec, store: Store, texts: Iterable[str]) -> TextTask | None:
+    """The encoding of those texts that the store lacks; None where it has all."""
+    keys = plan.text_keys[model.name]
+    missing = {t: keys[t] for t in texts if store.find("text", keys[t].key) is None}
+    if not missing:
+        return None
+    gen = plan.gens[model.name]
+    return TextTask(id=f"text--{model.name}", model=model, gen=gen, texts=missing)
+
+
+def _texts_of(plan: Plan, model: ModelSpec, store: Store) -> list[str]:
+    """Texts whose embeddings are needed for what is missing of a model."""
+    found: dict[str, None] = {}
+    for cell in plan.cells:
+        if cell.cell.model != model or cell.done:
+            continue
+        found |= dict.fromkeys([EMPTY] if cell.needs_quantizing else [])
+        clips = cell.task.clips if cell.missing_clips else ()
+        found |= dict.fromkeys(
+            c.prompt.text for c in clips if store.find("clip", c.clip.key) is None
+        )
+    for pool in plan.pools.values():
+        if pool.model == model:
+            found |= dict.fromkeys(prompt.text for prompt in pool.prompts)
+    if found and plan.experiment.execution.measure:
+        found[EMPTY] = None
+    return list(found)
 
 
 def _calibration(experiment: Experiment) -> PromptSuite:
@@ -231,8 +280,15 @@ def _run_id(
 
 
 def plan_measuring(plan: Plan, model: ModelSpec, finished: set[str]) -> MeasureTask | None:
-    """The measuring of one model over the rows that ended well, None if there are none."""
-    cells = [c for c in plan.cells if c.cell.model == model and c.cell.id in finished]
+    """The measuring of one model over the rows that ended well, None if there are none.
+
+    Simulated rows are left out: they compute in full precision, whatever their widths.
+    """
+    cells = [
+        c
+        for c in plan.cells
+        if c.cell.model == model and c.cell.id in finished and c.facts.execution != SIMULATED
+    ]
     rows = [
         MeasuredRow(cell=c.cell.id, artifact=c.task.artifact.key if c.task.artifact else "")
         for c in cells
@@ -240,4 +296,5 @@ def plan_measuring(plan: Plan, model: ModelSpec, finished: set[str]) -> MeasureT
     if not rows:
         return None
     gen = plan.gens[model.name]
-    return measure_task(model, gen, rows, cohort(plan.device, gen, cores()))
+    text = plan.text_keys[model.name][EMPTY].key
+    return measure_task(model, gen, rows, cohort(plan.device, gen, cores()), text)

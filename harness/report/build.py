@@ -162,6 +162,7 @@ def _line(
 def _remarks(run: Run, values: Values, blocks: Sequence[Block]) -> list[str]:
     """What a reader must know about the table as a whole and about single rows."""
     found = table_remarks(run, blocks)
+    found += _without_block(run, {block.model for block in blocks})
     found += _methods_notes(run, values)
     found += vbench_remarks(run, blocks)
     found += _without_column(run, values, {c.metric for b in blocks for c in b.columns})
@@ -205,6 +206,16 @@ def _methods_notes(run: Run, values: Values) -> list[str]:
         f"{', '.join(dict.fromkeys(f'{c.label} {c.bits}' for c in cells))}: {note}"
         for note, cells in notes.items()
     ]
+
+
+def _without_block(run: Run, shown: set[str]) -> list[str]:
+    """Why a model has no table: how its rows ended, those of one reason in one line."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    for cell in run.cells:
+        if cell.model not in shown and cell.status is not Status.OK:
+            why = f"{cell.status}: {cell.detail or 'no reason kept'}"
+            rows.setdefault((cell.model, why), []).append(f"{cell.label} {cell.bits}")
+    return [f"{model}, {', '.join(labels)}: {why}" for (model, why), labels in rows.items()]
 
 
 def _without_column(run: Run, values: Values, shown: set[str]) -> list[str]:

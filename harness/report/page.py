@@ -33,6 +33,7 @@ UNREAD = "_Nobody has written a reading of these numbers yet: it goes here and s
 _STATUS_TITLES = {
     Status.SKIPPED: "Missing",
     Status.UNSUPPORTED: "Unsupported",
+    Status.DIVERGED: "Diverged",
 }
 
 

@@ -26,14 +26,20 @@ if TYPE_CHECKING:
 
 # Share of a worker's bar that each stage fills; in a cell that quantizes, that takes longest.
 _STAGES = {
+    "encode": (0.0, 1.0),
     "record": (0.0, 1.0),
     "quantize": (0.0, 0.6),
     "verify": (0.6, 0.62),
-    "generate": (0.62, 0.95),
+    "generate": (0.62, 0.9),
+    "decode": (0.9, 0.95),
     "score": (0.95, 1.0),
     "measure": (0.0, 1.0),
 }
-_STAGES_WITHOUT_QUANTIZING = {"generate": (0.0, 0.93), "score": (0.93, 1.0)}
+_STAGES_WITHOUT_QUANTIZING = {
+    "generate": (0.0, 0.85),
+    "decode": (0.85, 0.93),
+    "score": (0.93, 1.0),
+}
 _STAGES_OF_A_JUDGE = {"score": (0.0, 1.0)}
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.generate.generate import cut_remarks
 from harness.measure.measure import measuring_warning
 from harness.plan.estimate import check_space, estimate
 from harness.plan.plan import make_plan
@@ -103,6 +104,8 @@ def execute(
     collector = Collector(plan=plan, store=store, measures=measures, troubles=troubles)
     entries = {model: store.find("measure", key) for model, key in measures.items()}
     warnings = [measuring_warning(entry, model) for model, entry in entries.items()]
+    firsts = [cell for cell in plan.cells if cell.task.first]
+    cut = [line for c in firsts for line in cut_remarks(store, c.task.clips, c.cell.model.name)]
     run = describe_run(
         plan,
         store,
@@ -111,7 +114,7 @@ def execute(
         records=[record for cell in plan.cells for record in collector.records(cell)],
         failures=[*lost, *failures],
         warnings=[text for text in warnings if text],
-        remarks=plan.vbench.cautions(store, [cell.task for cell in plan.cells]),
+        remarks=[*plan.vbench.cautions(store, [cell.task for cell in plan.cells]), *cut],
         judges=() if schedule.docket is None else schedule.docket.counts,
         command=command,
     )

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from harness.errors import InfraError
-from harness.plan.plan import plan_measuring
+from harness.generate.text import EMPTY
+from harness.plan.plan import plan_measuring, plan_texts
 from harness.run.collect import Collector, Ending
 from harness.run.folder import UNFINISHED, describe_run, standing_of
 from harness.run.parts import Node, Rows, dealt_out, nodes_of
@@ -18,9 +19,11 @@ from harness.spec import Record, Status
 from harness.store.durable import DISK_FULL
 from harness.store.provenance import cores
 from harness.store.records import write_run
-from harness.task import Event
+from harness.task import Event, TextTask
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from harness.plan.cells import PlannedCell
     from harness.plan.prepared import Prepared
     from harness.run.executors.base import Executor
@@ -63,13 +66,10 @@ class Schedule:
     devices: dict[str, str] = field(default_factory=dict)
 
     def make_cells(self) -> dict[str, Ending]:
-        """Run pools and cells, each when what it waits for has ended."""
+        """Run texts, pools and cells, each when what it waits for has ended."""
         plan = self.prepared.plan
         todo = {c.cell.id: c for c in plan.cells if not c.done}
-        nodes = [Node(task=pool, row=name) for name, pool in plan.pools.items()]
-        for cell in todo.values():
-            known = plan.pools.keys() | todo.keys()
-            nodes += nodes_of(cell, known=known, apart=len(plan.devices) > 1)
+        nodes = list(self._nodes(todo))
         waiting = {node.task.id: node for node in nodes}
         for node in nodes:
             self.rows.expect(node)
@@ -100,20 +100,45 @@ class Schedule:
                 self._start(part.task, plan.experiment.execution.threads)
             free -= len(parts) - 1
 
+    def _nodes(self, todo: dict[str, PlannedCell]) -> Iterator[Node]:
+        """Texts, recordings and rows with what each waits for."""
+        plan = self.prepared.plan
+        texts = {task.model.name: {name} for name, task in plan.texts.items()}
+        for name, task in plan.texts.items():
+            yield Node(task=task, row=name)
+        for name, pool in plan.pools.items():
+            needs = texts.get(pool.model.name, set())
+            yield Node(task=pool, row=name, waits=needs, must=needs)
+        known = plan.pools.keys() | todo.keys()
+        for cell in todo.values():
+            needs = texts.get(cell.cell.model.name, set())
+            for node in nodes_of(cell, known=known, apart=len(plan.devices) > 1):
+                yield replace(node, waits=node.waits | needs, must=node.must | needs)
+
     def _broken(self, node: Node) -> Ended | None:
-        """How that ended without which a task cannot be done; None where all went well."""
+        """How that ended without which a task cannot be done; None where all went well.
+
+        A row can do without the clips of another, but not where full precision itself diverges.
+        """
         ends = [self.endings[name] for name in sorted(node.must)]
-        return next((ended for ended in ends if ended.status is not Status.OK), None)
+        lost = [ended for ended in ends if ended.status is not Status.OK]
+        others = [self.endings[name] for name in sorted(node.waits - node.must)]
+        lost += [ended for ended in others if ended.status is Status.DIVERGED]
+        return next(iter(lost), None)
 
     def _work_s(self, name: str) -> float:
         return self.prepared.guess.work_s.get(name, 0.0)
 
     def _give_up(self, node: Node) -> None:
-        broken = self._broken(node)
+        broken, plan = self._broken(node), self.prepared.plan
         assert broken is not None
         detail = broken.detail
-        if broken.task in self.prepared.plan.pools:
+        if broken.task in plan.texts:
+            detail = f"encoding the prompts failed: {detail}"
+        elif broken.task in plan.pools:
             detail = f"recording the calibration failed: {detail}"
+        elif broken.task not in node.must:
+            detail = f"'{broken.task}' diverged: {detail}"
         self._end(replace(broken, task=node.task.id, detail=detail, disk_full=False, seconds=0.0))
 
     def _start(self, task: Task, threads: int) -> None:
@@ -252,15 +277,25 @@ class Schedule:
             if task is None:
                 continue
             if self.store.find("measure", task.measure.key) is None:
-                self._start(task, cores())
-                while self.running:
-                    self._poll()
-                ended = self.endings[task.id]
+                ended = self._alone(plan_texts(plan, model, self.store, [EMPTY]), task)
                 if ended.status is not Status.OK:
                     failures.append(f"measuring {model.name}: {ended.status}: {ended.detail}")
                     continue
             measures[model.name] = task.measure.key
         return measures, failures
+
+    def _alone(self, *tasks: Task | None) -> Ended:
+        """Run tasks one after the other; the first that fails is the last."""
+        ended, threads = None, self.prepared.plan.experiment.execution.threads
+        for task in tasks:
+            if task is not None and (ended is None or ended.status is Status.OK):
+                # a text's key says with how many threads it was encoded
+                self._start(task, threads if isinstance(task, TextTask) else cores())
+                while self.running:
+                    self._poll()
+                ended = self.endings[task.id]
+        assert ended is not None
+        return ended
 
 
 def _disk_full(task: str, detail: str) -> InfraError:

@@ -1,9 +1,10 @@
 """The worker: ``python -P -m harness.run.worker job.json``.
 
-JSON in, files out, events on stdout, an exit code. Events are JSON lines: ``progress`` (stage,
-fraction, text), ``alive`` (nothing to report, but work goes on), ``clip`` (seconds), ``stage``
-(stage, seconds), ``trouble`` (keys of scores that could not be made, status, detail), and at the
-end ``done`` or ``failed`` (status, detail, disk_full). All that libraries print goes to stderr.
+JSON in, files out, events on stdout, an exit code. Each stage loads the networks that it uses, and
+frees them before the next. Events are JSON lines: ``progress`` (stage, fraction, text), ``alive``
+(nothing to report, but work goes on), ``clip`` (seconds), ``stage`` (stage, seconds), ``trouble``
+(keys of scores that could not be made, status, detail), and at the end ``done`` or ``failed``
+(status, detail, disk_full). All that libraries print goes to stderr.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from harness.errors import HarnessError, UnsupportedError
+from harness.errors import DivergedError, HarnessError, UnsupportedError
 from harness.run.alive import Pulse, calls_said, circumstances
 from harness.spec import Status
 from harness.store.durable import DISK_FULL, link_tree
 from harness.store.lifeline import die_with
 from harness.store.store import Store
 from harness.store.work import claim
-from harness.task import ALIVE, CellTask, Job, MeasureTask, PoolTask
+from harness.task import ALIVE, CellTask, Job, MeasureTask, PoolTask, TextTask
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,7 +74,12 @@ def run_job(job: Job, events: Events, pulse: Pulse) -> None:
     """Do one task."""
     _prepare_torch(job)
     store = Store(job.store)
-    if isinstance(job.task, PoolTask):
+    if isinstance(job.task, TextTask):
+        from harness.generate.text import encode_missing
+
+        with pulse.feeling_modules():
+            encode_missing(job.task, store, job.device, events.progress("encode"))
+    elif isinstance(job.task, PoolTask):
         with pulse.feeling_modules():
             _pool(job.task, job, store, events)
     elif isinstance(job.task, CellTask):
@@ -98,7 +104,8 @@ def _prepare_torch(job: Job) -> None:
 
 
 def _pool(task: PoolTask, job: Job, store: Store, events: Events) -> None:
-    from harness.models.load import load_pipeline
+    from harness.generate.networks import open_denoiser
+    from harness.generate.text import read_text
     from harness.models.trajectories import CalibrationPool, record_pool
 
     if store.find("pool", task.pool.key) is not None:
@@ -108,10 +115,11 @@ def _pool(task: PoolTask, job: Job, store: Store, events: Events) -> None:
         if store.find("pool", task.pool.key) is None:
             recorded = work.folder / "pool"
             recorded.mkdir(exist_ok=True)
-            pipeline = load_pipeline(task.model, device=job.device, dtype=task.gen.dtype)
+            pipeline = open_denoiser(task.model, task.gen, job.device)
             record_pool(
                 pipeline, task.prompts, task.gen,
                 seed=task.seed, folder=recorded, progress=events.progress("record"),
+                texts=lambda text: read_text(store, task.texts[text]),
             )  # fmt: skip
             about = {"label": task.model.name, "seconds": CalibrationPool.open(recorded).seconds}
             with store.build("pool", task.pool.key, task.pool.inputs, about) as folder:
@@ -134,16 +142,22 @@ class _Cell:
     job: Job
     store: Store
     events: Events
+    diverged: dict[str, str] = field(default_factory=dict)  # where, by the key of the clip
 
     def run(self) -> None:
         artifact = self._quantize()
-        self._generate(artifact)
+        missing = [c for c in self.task.clips if self.store.find("clip", c.clip.key) is None]
+        self._denoise(artifact, missing)
+        self._decode(missing)
         self._score()
+        if self.diverged:
+            raise self._no_clips()
 
-    def _load(self) -> DiffusionPipeline:
-        from harness.models.load import load_pipeline
+    def _open(self, artifact: Entry | None = None) -> DiffusionPipeline:
+        from harness.generate.networks import open_denoiser
 
-        return load_pipeline(self.task.model, device=self.job.device, dtype=self.task.gen.dtype)
+        folder = None if artifact is None else artifact.folder
+        return open_denoiser(self.task.model, self.task.gen, self.job.device, folder)
 
     def _quantize(self) -> Entry | None:
         """Find the artifact or make it; it is verified before it is published."""
@@ -167,6 +181,7 @@ class _Cell:
         from harness.artifact.quantize import quantize
         from harness.artifact.verify import verify
         from harness.bits import BitSpec
+        from harness.generate.text import read_text
         from harness.plan.registry import load_method
 
         task = self.task
@@ -175,7 +190,7 @@ class _Cell:
         about = {"label": task.method.label, "model": _about(task), "bits": task.bits}
         with self.store.build("artifact", wanted.key, wanted.inputs, about) as folder:
             quantize(
-                self._load(),
+                self._open(),
                 method,
                 bits=bits,
                 options=dict(task.method.options),
@@ -186,38 +201,79 @@ class _Cell:
                 out=folder,
                 progress=self.events.progress("quantize"),
                 kept=kept,
+                text=read_text(self.store, task.text),
             )
             self.events.progress("verify")(0.0, "verifying the artifact")
-            verify(self._load(), folder, family=task.model.family, bits=bits, fresh=True)
+            verify(self._open(), folder, family=task.model.family, bits=bits, fresh=True)
         self.events.send("stage", stage="quantize", seconds=time.monotonic() - started)
 
-    def _generate(self, artifact: Entry | None) -> None:
-        """Make the clips that the store lacks, from the artifact as it lies on the disk."""
-        from harness.generate.generate import generate
+    def _denoise(self, artifact: Entry | None, missing: list[ClipTask]) -> None:
+        """Sample the latents that the store lacks, from the artifact as it lies on the disk."""
+        from harness.generate.generate import denoise_clip, latents_key
 
-        missing = [c for c in self.task.clips if self.store.find("clip", c.clip.key) is None]
-        if not missing:
+        find = self.store.find
+        todo = [c for c in missing if find("latents", latents_key(c.clip).key) is None]
+        if not todo:
             return
-        pipeline = self._load()
-        if artifact is not None:
-            from harness.quant.layers.artifact import load_artifact_
-
-            load_artifact_(pipeline.transformer, artifact.folder)
+        pipeline = self._open(artifact)
         report = self.events.progress("generate")
-        for i, wanted in enumerate(missing, start=len(self.task.clips) - len(missing)):
-            place = (i / len(self.task.clips), f"clip {i + 1}")
+        total, found = len(self.task.clips), len(self.task.clips) - len(todo)
+        for i, wanted in enumerate(todo, start=found):
+            place = (i / total, f"clip {i + 1}")
             report(*place)
             # Another run may have made it meanwhile.
-            if self.store.find("clip", wanted.clip.key) is None:
-                label = f"{self.task.id}/{wanted.prompt.id}-s{wanted.seed}"
+            if find("clip", wanted.clip.key) is not None:
+                continue
+            try:
                 with calls_said(pipeline.transformer, report, *place):
-                    seconds = generate(pipeline, wanted, self.task.gen, self.store, label=label)
-                self.events.send("clip", seconds=seconds)
+                    denoise_clip(pipeline, wanted, self.task.gen, self.store)
+            except DivergedError as error:
+                self._note(wanted, error)
+
+    def _decode(self, missing: list[ClipTask]) -> None:
+        """Make the clips of the latents, and publish each."""
+        from harness.generate.generate import decode_clip, latents_key
+        from harness.generate.networks import open_decoder
+
+        todo = [c for c in missing if c.clip.key not in self.diverged]
+        if not todo:
+            return
+        pipeline = open_decoder(self.task.model, self.task.gen, self.job.device)
+        report = self.events.progress("decode")
+        for i, wanted in enumerate(todo):
+            report(i / len(todo), f"clip {i + 1}")
+            if self.store.find("clip", wanted.clip.key) is not None:
+                self.store.discard("latents", latents_key(wanted.clip).key)
+                continue
+            label = f"{self.task.id}/{wanted.prompt.id}-s{wanted.seed}"
+            try:
+                seconds = decode_clip(pipeline, wanted, self.task.gen, self.store, label=label)
+            except DivergedError as error:
+                self._note(wanted, error)
+                continue
+            self.events.send("clip", seconds=seconds)
+
+    def _note(self, wanted: ClipTask, error: DivergedError) -> None:
+        """Leave a clip out; without the clips of the first row no other has a meaning.
+
+        Raises:
+            DivergedError: It is the first row.
+        """
+        self.diverged[wanted.clip.key] = error.place
+        if self.task.first:
+            raise self._no_clips() from error
+
+    def _no_clips(self) -> DivergedError:
+        places = ", ".join(dict.fromkeys(self.diverged.values()))
+        count = f"{len(self.diverged)} of {len(self.task.clips)} clips"
+        rest = "; the others were not made" if self.task.first else ""
+        return DivergedError(places, self.task.gen.dtype, f"{count} diverged at {places}{rest}")
 
     def _score(self) -> None:
         report = self.events.progress("score")
-        for i, wanted in enumerate(self.task.clips):
-            report(i / len(self.task.clips), f"clip {i + 1}")
+        whole = [c for c in self.task.clips if c.clip.key not in self.diverged]
+        for i, wanted in enumerate(whole):
+            report(i / len(whole), f"clip {i + 1}")
             self._score_clip(wanted)
 
     def _score_clip(self, wanted: ClipTask) -> None:
@@ -252,6 +308,10 @@ def _about(task: CellTask) -> dict[str, str]:
 def failure(error: BaseException) -> dict[str, Any]:
     """What an exception means for the row, in one line."""
     if isinstance(error, HarnessError):
+        if isinstance(error, DivergedError):
+            # The hint is part of the reason: it stands under the table.
+            detail = f"{error.message}; {error.hint}"
+            return {"status": Status.DIVERGED, "detail": detail}
         unsupported = isinstance(error, UnsupportedError)
         status = Status.UNSUPPORTED if unsupported else Status.ERROR
         return {"status": status, "detail": error.message, "hint": error.hint}

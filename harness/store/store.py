@@ -28,7 +28,7 @@ from harness.store.keys import canonical, digest, file_digest
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-KINDS = ("pool", "artifact", "clip", "score", "measure")
+KINDS = ("text", "pool", "artifact", "latents", "clip", "score", "measure")
 MANIFEST = "manifest.json"
 JOURNAL = "journal.jsonl"
 MANIFEST_SCHEMA = 1
@@ -149,6 +149,14 @@ class Store:
             self._publish(work, kind, key, inputs, facts)
         finally:
             shutil.rmtree(work, ignore_errors=True)
+
+    def discard(self, kind: str, key: str) -> None:
+        """Remove an entry that was an intermediate of one that is published now."""
+        self._checked.pop((kind, key), None)
+        refuge = self.scratch("discarded")
+        with contextlib.suppress(FileNotFoundError):  # in one move: half an entry would be damaged
+            self.folder(kind, key).rename(refuge / key)
+        shutil.rmtree(refuge, ignore_errors=True)
 
     def scratch(self, name: str) -> Path:
         """Make an empty folder of this process; what a killed one leaves, ``stale`` finds."""

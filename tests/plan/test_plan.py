@@ -132,11 +132,13 @@ def test_only_rows_that_ended_well_are_measured_and_another_row_is_another_set(
 ) -> None:
     found = plan(place, methods=(TOY, "control"))
     names = {c.cell.id for c in found.cells}
+    assert "model--tests.doubles.Toy--w4a6" in names, "a row that is simulated, so not timed"
     whole = plan_measuring(found, found.models[0], names)
     part = plan_measuring(found, found.models[0], {"model--fp--fp"})
     assert whole is not None
     assert part is not None
     assert [row.cell for row in part.rows] == ["model--fp--fp"]
+    assert [row.cell for row in whole.rows] == ["model--fp--fp", "model--control--fp"]
     assert whole.measure.key != part.measure.key
     assert plan_measuring(found, found.models[0], set()) is None
 
@@ -175,3 +177,45 @@ def test_gen_overrides_reach_every_key(place: Path) -> None:
     fewer = plan(place, {"gen": {"steps": 3}}, methods=(TOY,)).cells[0]
     assert fewer.cell.gen == dataclasses.replace(plain.cell.gen, steps=3)
     assert fewer.task.clips[0].clip.key != plain.task.clips[0].clip.key
+
+
+def test_tiling_makes_other_clips_of_another_cohort_from_the_same_artifact(place: Path) -> None:
+    def planned(gen: dict[str, object]) -> Plan:
+        return plan(place, {"gen": gen}, methods=(CALIBRATED,))
+
+    small, tiled = planned({}), planned({"vae_tiling": True})
+    large = planned({"height": 480, "width": 720, "frames": 49})
+    assert [p.gens["model"].vae_tiling for p in (small, tiled, large)] == [False, True, True]
+    assert {c.clip.key for c in small.cells[1].task.clips}.isdisjoint(
+        c.clip.key for c in tiled.cells[1].task.clips
+    )
+    assert tiled.cohorts["model"] == {**small.cohorts["model"], "vae tiling": "on"}
+    assert small.cohorts["model"]["vae tiling"] == "off"
+    for of in (lambda p: p.cells[1].task.artifact, lambda p: p.pools["pool--model--0"].pool):
+        assert of(small) == of(tiled)
+    assert small.text_keys == tiled.text_keys
+
+
+def test_every_text_that_a_missing_thing_needs_is_encoded_by_one_task(place: Path) -> None:
+    found = plan(place, methods=(CALIBRATED,))
+    assert list(found.texts) == ["text--model"]
+    assert set(found.texts["text--model"].texts) == {"", "one", "two", "three", "four", "five"}
+    keys = found.text_keys["model"]
+    pool = found.pools["pool--model--0"]
+    assert pool.texts == {text: keys[text].key for text in ("four", "five")}
+    assert {c.text for c in found.cells[0].task.clips} == {
+        keys[text].key for text in ("one", "two", "three")
+    }
+    assert {cell.task.text for cell in found.cells} == {keys[""].key}
+    estimated = estimate(found, Store())
+    assert estimated.work_s["text--model"] > 0
+
+
+def test_another_length_dtype_or_no_guidance_is_another_encoded_text(place: Path) -> None:
+    keys = [
+        plan(place, {"gen": gen}, methods=(TOY,)).text_keys["model"]["one"].key
+        for gen in ({}, {"guidance": 1}, {"max_text_tokens": 5}, {"dtype": "float16"})
+    ]
+    assert len(set(keys)) == 4
+    same = plan(place, {"gen": {"steps": 3, "guidance": 9.0}}, methods=(TOY,))
+    assert same.text_keys["model"]["one"].key == keys[0]

@@ -26,8 +26,8 @@ TASK = MeasureTask(
     gen=GEN,
     rows=(),
     measure=Keyed(key="k", inputs={}),
-    rounds=1,
-    clips=1,
+    turns=1,
+    steps=1,
 )
 
 

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from rich.console import Console
 
 from harness.errors import InfraError
 from harness.plan.experiment import Flags, resolve
 from harness.plan.experiment_file import ExperimentFile
+from harness.report import render_run
 from harness.run.folder import standing
 from harness.run.run import prepare
 from harness.spec import Status
@@ -71,7 +73,8 @@ def test_a_run_leaves_records_clips_figures_and_logs(place: Path) -> None:
     assert values["model--fp--fp", "psnr_db", "prompts-001"].detail == "reference"
     assert values[toy, "avg_w_bits", ""].value == 4.0
     assert values[toy, "compression", ""].value == 4.0
-    assert values[toy, "step_latency_s", ""].detail == "simulated"
+    assert values["model--fp--fp", "step_latency_s", ""].value == 0.01
+    assert (toy, "step_latency_s", "") not in values, "a simulated row is not timed"
     assert values[toy, "lpips", ""].status is Status.SKIPPED
 
 
@@ -113,7 +116,7 @@ def test_one_more_method_computes_only_what_is_new(place: Path) -> None:
     monitor = Quiet()
     fake_run(flags(place, TOY, "control"), monitor=monitor)
     started = [line for line in monitor.seen if line.startswith("start")]
-    assert started == ["start model--control--fp", "start measure--model"]
+    assert started == ["start model--control--fp", "start measure--model"], "no text is missing"
     assert len(set(published("clip")) - known) == 3
 
 
@@ -229,6 +232,55 @@ def test_rows_whose_calibration_could_not_be_recorded_say_why(place: Path) -> No
     assert by_label["good"].status is Status.OK
     assert by_label["bad"].status is Status.ERROR
     assert by_label["bad"].detail == "recording the calibration failed: unlucky pool"
+
+
+def test_prompts_are_encoded_before_anything_that_needs_them(place: Path) -> None:
+    monitor = Quiet()
+    fake_run(flags(place, TOY, jobs=4), monitor=monitor)
+    order = [line for line in monitor.seen if line.startswith(("start", "ok"))]
+    assert order[:3] == ["start text--model", "ok text--model", "start model--fp--fp"]
+    assert len(published("text")) == 4  # three prompts and the empty one
+    monitor = Quiet()
+    (place / "prompts.txt").write_text("\n".join(f"prompt number {i}" for i in range(4)))
+    fake_run(flags(place, TOY), monitor=monitor)
+    assert len(published("text")) == 5
+
+
+def test_prompts_that_cannot_be_encoded_fail_every_row_with_the_reason(place: Path) -> None:
+    (place / "prompts.txt").write_text("an unreadable prompt")
+    monitor = Quiet()
+    run, _ = fake_run(flags(place, TOY), monitor=monitor)
+    assert {cell.status for cell in run.cells} == {Status.ERROR}
+    assert {cell.detail for cell in run.cells} == {"encoding the prompts failed: no such word"}
+    assert [line for line in monitor.seen if line.startswith("start")] == ["start text--model"]
+
+
+def test_where_full_precision_diverges_no_other_row_of_the_model_is_made(place: Path) -> None:
+    (place / "prompts.txt").write_text("an overflowing prompt")
+    monitor = Quiet()
+    run, _ = fake_run(flags(place, TOY, "control"), monitor=monitor)
+    fp, *others = run.cells
+    assert (fp.status, fp.detail) == (Status.DIVERGED, "1 of 1 clips diverged; try bfloat16")
+    for cell in others:
+        assert cell.status is Status.DIVERGED
+        assert cell.detail == f"'{fp.id}' diverged: {fp.detail}"
+    starts = [line for line in monitor.seen if line.startswith("start")]
+    assert starts == ["start text--model", "start model--fp--fp"]
+    render_run(place / "out", Console(quiet=True))
+    table = (place / "out" / "table.md").read_text()
+    assert f"model, fp fp: diverged: {fp.detail}" in table
+
+
+def test_timing_encodes_the_empty_prompt_where_it_is_gone(place: Path) -> None:
+    fake_run(flags(place, TOY))
+    for kind, _, folder in list(Store().entries()):
+        if kind in ("text", "measure"):
+            shutil.rmtree(folder)
+    monitor = Quiet()
+    fake_run(flags(place, TOY), monitor=monitor)
+    starts = [line for line in monitor.seen if line.startswith("start")]
+    assert starts == ["start text--model", "start measure--model"]
+    assert sum(kind == "text" for kind, _, _ in Store().entries()) == 1
 
 
 def test_a_damaged_clip_is_made_again_and_nothing_else(

@@ -7,11 +7,12 @@ that can be is said in the words of ``fold_targets.py``; the folding itself is `
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from diffusers import DiffusionPipeline
     from torch import Tensor, nn
@@ -224,7 +225,64 @@ class Family(Protocol):
         """The drawn latents in the form and dtype that the pipeline takes."""
 
     def arguments(self, gen: GenSpec) -> dict[str, Any]:
-        """What the pipeline is called with besides prompt, size, steps, guidance and latents."""
+        """What the pipeline is called with besides text, size, steps, guidance and latents."""
+
+    @contextmanager
+    def sampling(
+        self, pipeline: DiffusionPipeline, gen: GenSpec, on_step: Callable[[int, Tensor], None]
+    ) -> Iterator[dict[str, Any]]:
+        """Make ready for one call of the pipeline that tells its steps.
+
+        Args:
+            pipeline: What is called; as it was when the context is left.
+            gen: Settings.
+            on_step: To be called with the step index and the latents after that step.
+
+        Yields:
+            Arguments of the call that set the guidance and report the steps.
+        """
+        del pipeline
+
+        def report(_: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+            del timestep
+            on_step(step, values["latents"])
+            return values
+
+        yield {"guidance_scale": gen.guidance, "callback_on_step_end": report}
+
+    def encode_text(
+        self, pipeline: DiffusionPipeline, text: str, gen: GenSpec
+    ) -> dict[str, Tensor | None]:
+        """Encode a prompt and the negative prompt by the pipeline's own ``encode_prompt``.
+
+        Returns:
+            The arguments that the pipeline takes in place of the texts, by name; those of the
+            negative prompt are None or absent without guidance.
+        """
+
+    def decoded_at_once(self, gen: GenSpec) -> int:
+        """Places at which the decoder's widest feature maps stand at once when it does not tile.
+
+        Frames x height x width of the whole clip, unless the decoder takes a few frames at a time
+        or computes at a lower resolution.
+        """
+        return gen.frames * gen.height * gen.width
+
+
+def both_branches(
+    pipeline: Any, text: str, gen: GenSpec, names: tuple[str, ...]
+) -> dict[str, Tensor | None]:
+    """Encode both guidance branches by an ``encode_prompt`` that returns one value for each name.
+
+    The form that most pipelines share.
+    """
+    made = pipeline.encode_prompt(
+        prompt=text,
+        negative_prompt=gen.negative_prompt or None,
+        do_classifier_free_guidance=gen.guidance > 1,
+        max_sequence_length=gen.max_text_tokens,
+    )
+    return dict(zip(names, made, strict=True))
 
 
 def linear_at(root: nn.Module, name: str) -> nn.Linear:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from harness.models.families.base import Family, InputGroup
+from harness.models.families.base import Family, InputGroup, both_branches
 from harness.models.families.fold_targets import ModulationFold, ValueFold
 
 if TYPE_CHECKING:
@@ -105,3 +105,9 @@ class CogVideoX(Family):
     def arguments(self, gen: GenSpec) -> dict[str, Any]:
         """Name the frames and the length of the text."""
         return {"num_frames": gen.frames, "max_sequence_length": gen.max_text_tokens}
+
+    def encode_text(
+        self, pipeline: DiffusionPipeline, text: str, gen: GenSpec
+    ) -> dict[str, Tensor | None]:
+        """Encode prompt and negative prompt by T5."""
+        return both_branches(pipeline, text, gen, ("prompt_embeds", "negative_prompt_embeds"))

@@ -134,6 +134,15 @@ class HunyuanVideo(Family):
         """Name the frames and the length of the text after its template."""
         return {"num_frames": gen.frames, "max_sequence_length": gen.max_text_tokens}
 
+    def encode_text(
+        self, pipeline: DiffusionPipeline, text: str, gen: GenSpec
+    ) -> dict[str, Tensor | None]:
+        """Encode the prompt by Llama in its template, and by CLIP."""
+        names = ("prompt_embeds", "pooled_prompt_embeds", "prompt_attention_mask")
+        encode: Any = pipeline.encode_prompt
+        made = encode(prompt=text, max_sequence_length=gen.max_text_tokens)
+        return dict(zip(names, made, strict=True))
+
 
 def _patch(transformer: nn.Module) -> tuple[int, int, int]:
     config: Any = transformer.config

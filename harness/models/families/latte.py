@@ -130,5 +130,18 @@ class Latte(Family):
         return noise.to(pipeline.transformer.dtype)
 
     def arguments(self, gen: GenSpec) -> dict[str, Any]:
-        """Name the frames; prompts are not cleaned, which needs packages that may be missing."""
-        return {"video_length": gen.frames, "clean_caption": False}
+        """Name the frames; embeddings are masked already, and come without a negative text."""
+        return {"video_length": gen.frames, "negative_prompt": None, "mask_feature": False}
+
+    def encode_text(
+        self, pipeline: DiffusionPipeline, text: str, gen: GenSpec
+    ) -> dict[str, Tensor | None]:
+        """Encode prompt and negative prompt by T5, after cleaning, 120 tokens each at most."""
+        encode: Any = pipeline.encode_prompt
+        made = encode(
+            prompt=text,
+            negative_prompt=gen.negative_prompt,
+            do_classifier_free_guidance=gen.guidance > 1,
+            clean_caption=True,
+        )
+        return dict(zip(("prompt_embeds", "negative_prompt_embeds"), made, strict=True))

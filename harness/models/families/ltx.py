@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from harness.models.families.base import Family, InputGroup
+from harness.models.families.base import Family, InputGroup, both_branches
 from harness.models.families.fold_targets import TableFold, ValueFold
 from harness.models.families.latent import patch_tokens
 
@@ -103,3 +103,15 @@ class LTX(Family):
             "frame_rate": gen.fps,
             "max_sequence_length": gen.max_text_tokens,
         }
+
+    def encode_text(
+        self, pipeline: DiffusionPipeline, text: str, gen: GenSpec
+    ) -> dict[str, Tensor | None]:
+        """Encode prompt and negative prompt by T5."""
+        own = ("prompt_embeds", "prompt_attention_mask")
+        names = (*own, *(f"negative_{name}" for name in own))
+        return both_branches(pipeline, text, gen, names)
+
+    def decoded_at_once(self, gen: GenSpec) -> int:
+        """A sixteenth of the pixels: the last layer makes patches of 4 x 4 of them."""
+        return gen.frames * gen.height * gen.width // 16

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from harness.models.families.base import Family, InputGroup
+from harness.models.families.base import Family, InputGroup, both_branches
 from harness.models.families.fold_targets import NormFold, TableFold, ValueFold
 from harness.models.families.latent import patch_frames, patch_tokens
 
@@ -115,6 +115,16 @@ class Wan(Family):
     def arguments(self, gen: GenSpec) -> dict[str, Any]:
         """Name the frames and the length of the text."""
         return {"num_frames": gen.frames, "max_sequence_length": gen.max_text_tokens}
+
+    def encode_text(
+        self, pipeline: DiffusionPipeline, text: str, gen: GenSpec
+    ) -> dict[str, Tensor | None]:
+        """Encode prompt and negative prompt by UMT5, after cleaning."""
+        return both_branches(pipeline, text, gen, ("prompt_embeds", "negative_prompt_embeds"))
+
+    def decoded_at_once(self, gen: GenSpec) -> int:
+        """Four frames: ``AutoencoderKLWan._decode`` takes one latent frame after the other."""
+        return 4 * gen.height * gen.width
 
 
 def _patch(transformer: nn.Module) -> tuple[int, int, int]:

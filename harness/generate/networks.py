@@ -1,0 +1,42 @@
+"""Pipelines that hold one network: a row's denoiser, or the decoder that all rows share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from diffusers import DiffusionPipeline
+
+    from harness.spec import GenSpec, ModelSpec
+
+
+def open_denoiser(
+    model: ModelSpec, gen: GenSpec, device: str, artifact: Path | None = None
+) -> DiffusionPipeline:
+    """Open a row's denoiser; of a quantized one nothing is read but its artifact.
+
+    Args:
+        model: The model.
+        gen: Settings; says the dtype.
+        device: ``cpu``, ``cuda``, ``cuda:1``.
+        artifact: Folder of the artifact; None for the full-precision denoiser.
+    """
+    from harness.models.load import load_pipeline
+
+    if artifact is None:
+        return load_pipeline(model, device=device, dtype=gen.dtype, parts={"denoiser"})
+    from harness.quant.layers.artifact import open_quantized_denoiser
+
+    pipeline = load_pipeline(model, device=device, dtype=gen.dtype, parts=())
+    config = dict(pipeline.transformer.config)
+    pipeline.transformer = open_quantized_denoiser(artifact, device=device, config=config)
+    return pipeline
+
+
+def open_decoder(model: ModelSpec, gen: GenSpec, device: str) -> DiffusionPipeline:
+    """Open the decoder; arguments as for ``open_denoiser``."""
+    from harness.models.load import load_pipeline
+
+    return load_pipeline(model, device=device, dtype=gen.dtype, parts={"decoder"})
