@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.api import Work
 
 if TYPE_CHECKING:
     from harness.api import BitSpec
-    from methods.qvdit.method import QVDiTOptions
 
 PAPER_BATCH = 4  # Q-VDiT, implementation details
 BY_PAPER = -1
@@ -45,8 +44,13 @@ def short_note(iterations: int, batch: int, w_bits: int, factor: float) -> tuple
     )
 
 
-def training_work(options: QVDiTOptions, bits: BitSpec) -> Work:
-    """Outputs and token gains of the whole denoiser, then training through it."""
+def training_work(options: Any, bits: BitSpec) -> Work:
+    """Outputs and token gains of the whole denoiser, then training through it.
+
+    Args:
+        options: ``QVDiTOptions``.
+        bits: Widths of the row.
+    """
     steps = 0 if bits.is_identity else training_iterations(options.iterations, bits.w)
     gains = options.estimator and options.gain and not bits.is_identity
     return Work(

@@ -124,7 +124,7 @@ class QVDiT(Method):
     quick_s = 120.0
 
     def work(self, options: QVDiTOptions, bits: BitSpec) -> Work:
-        """Outputs and token gains of the whole denoiser, then training through it."""
+        """What ``budget`` counts."""
         return budget.training_work(options, bits)
 
     def quantize_(self, transformer: nn.Module, ctx: QuantContext) -> QuantReport:
@@ -161,9 +161,8 @@ class _Run:
         self.iterations = budget.training_iterations(self.options.iterations, ctx.bits.w)
         if ctx.bits.is_identity:  # learned corrections off
             self.iterations = 0
-        self.rate_factor = budget.rate_factor(
-            self.iterations, ctx.bits.w, stretch=self.options.stretch
-        )
+        stretch = self.options.stretch
+        self.rate_factor = budget.rate_factor(self.iterations, ctx.bits.w, stretch=stretch)
 
     def quantize_(self) -> QuantReport:
         """Record, train, round."""
@@ -281,9 +280,8 @@ class _Run:
         """What a reader of the table must know: a short training, linears without M."""
         found: list[str] = []
         if not self.ctx.bits.is_identity:
-            found += budget.short_note(
-                self.iterations, self.options.batch, self.ctx.bits.w, self.rate_factor
-            )
+            w, batch = self.ctx.bits.w, self.options.batch
+            found += budget.short_note(self.iterations, batch, w, self.rate_factor)
         estimated = sum(not g.modulation for g in self.targets.values())
         if gains and len(gains) < estimated:
             found.append(

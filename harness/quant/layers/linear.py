@@ -274,7 +274,7 @@ def _held(codes: Tensor | PackedCodes, bits: int, grid: Affine | None) -> Tensor
     if grid is None:
         return codes.detach().clone()
     low, high = code_range(bits, grid.zero is None)
-    least, most = codes.aminmax()
+    least, most = codes.detach().aminmax()
     if not low <= float(least) <= float(most) <= high:
         raise ValueError(f"codes {float(least):g}..{float(most):g} lie outside {low}..{high}")
     return pack(codes.detach(), bits)
