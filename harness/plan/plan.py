@@ -127,9 +127,7 @@ def make_plan(experiment: Experiment, store: Store) -> Plan:
     """
     devices = find_devices(experiment.execution.device)
     suite = load_suite(experiment.suite, limit=experiment.limit, python=experiment.judge.python)
-    models = tuple(model_spec(name) for name in experiment.models)
-    if len({model.name for model in models}) != len(models):
-        raise UsageError("two models have the same name", "rename one of the folders")
+    models = _models(experiment)
     for row in experiment.rows:
         find_method(row.method.name)  # all names before any method, which may import torch
     rows = [(m, *_described(row, m, experiment, store)) for m in models for row in experiment.rows]
@@ -165,6 +163,18 @@ def make_plan(experiment: Experiment, store: Store) -> Plan:
         devices=devices,
     )
     return _with_texts(plan, store)
+
+
+def _models(experiment: Experiment) -> tuple[ModelSpec, ...]:
+    """The models by name.
+
+    Raises:
+        UsageError: One is unknown, or two have the same name.
+    """
+    models = tuple(model_spec(name) for name in experiment.models)
+    if len({model.name for model in models}) != len(models):
+        raise UsageError("two models have the same name", "rename one of the folders")
+    return models
 
 
 def _missing_pools(planner: CellPlanner, cells: Sequence[PlannedCell]) -> dict[str, PoolTask]:
