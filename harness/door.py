@@ -14,7 +14,7 @@ The command line calls the same functions.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,16 @@ if TYPE_CHECKING:
     from harness.method import Method
     from harness.store.records import Run
 
-_SETTINGS = ("height", "width", "frames", "steps", "guidance", "max_text_tokens")
+_SETTINGS = (
+    "height",
+    "width",
+    "frames",
+    "steps",
+    "guidance",
+    "max_text_tokens",
+    "negative_prompt",
+    "flow_shift",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,7 +160,8 @@ def quantize(
         calibration_prompts: The first so many of them; None for all texts of a list, and for the
             first 10 of a suite or a file.
         gen: Generation settings that differ from the model's own: ``height``, ``width`` (pixels),
-            ``frames``, ``steps``, ``guidance``, ``max_text_tokens``.
+            ``frames``, ``steps``, ``guidance``, ``max_text_tokens``, ``negative_prompt``,
+            ``flow_shift``.
         seed: Seed of everything random in the calibration.
         inplace: Quantize this pipeline's denoiser itself, which saves the memory of a copy; an
             error on the way leaves it half quantized. False leaves the pipeline as it is.
@@ -173,7 +183,8 @@ def quantize(
     family, target = loaded.open_family(pipeline), loaded.check_out(Path(out))
     chosen, width, values = _method(method), BitSpec.parse(str(bits)), dict(options or {})
     loaded.check_request(chosen, values, family, width)
-    settings = _with_changes(loaded.own_settings(pipeline, family), gen or {})
+    settings = _with_changes(loaded.own_settings(pipeline), gen or {})
+    loaded.check_settings(pipeline, settings)
     texts: tuple[Prompt, ...] = ()
     if chosen.needs_calibration:
         texts = _prompts(_suite_for(pipeline) if prompts is None else prompts, calibration_prompts)
@@ -269,15 +280,14 @@ def _with_changes(own: GenSpec, changes: Mapping[str, Any]) -> GenSpec:
     Raises:
         UsageError: A setting is unknown, has another type, or lies out of its bounds.
     """
+    from harness.models.request import changed
+    from harness.plan.experiment import gen_changes
     from harness.plan.experiment_file import read_table
 
     for name in changes:
         if name not in _SETTINGS:
             raise unknown_name("generation setting", str(name), _SETTINGS)
-    read = read_table({"gen": dict(changes)}, "quantize").gen.model_dump(exclude_none=True)
-    if "guidance" in read:
-        read["guidance"] = float(read["guidance"])
-    return replace(own, **read)
+    return changed(own, gen_changes(read_table({"gen": dict(changes)}, "quantize").gen))
 
 
 def _prompts(prompts: str | Sequence[str], count: int | None) -> tuple[Prompt, ...]:

@@ -50,6 +50,7 @@ class GenSpec:
         negative_prompt: What guidance leads away from.
         vae_tiling: Whether the decoder works tile by tile, which changes pixels; None to tile what
             is larger than a bound (``harness.models.tiling``), as planning fills in.
+        flow_shift: Shift of the scheduler's steps; None for the scheduler's own.
     """
 
     height: int
@@ -62,6 +63,7 @@ class GenSpec:
     max_text_tokens: int = 226
     negative_prompt: str = ""
     vae_tiling: bool | None = None
+    flow_shift: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -37,6 +37,7 @@ def write_model_folder(folder: Path) -> Path:
         },
         "scheduler/scheduler_config.json": {},
         "text_encoder/config.json": {},
+        "tokenizer/tokenizer_config.json": {},
         "transformer/config.json": {
             "sample_height": 8,
             "sample_width": 8,

@@ -120,7 +120,7 @@ def test_the_same_seed_gives_the_same_artifact_also_from_a_pipeline_that_is_trai
 
 def test_a_calibrated_artifact_is_what_the_stages_of_a_run_make(pipeline, tmp_path):
     prompts = tuple(Prompt(id=f"p{i}", text=text) for i, text in enumerate(TEXTS))
-    gen, silent = replace(own_settings(pipeline, "cogvideox"), steps=2), lambda *_: None
+    gen, silent = replace(own_settings(pipeline), steps=2), lambda *_: None
     for name in ("pool", "stage"):
         (tmp_path / name).mkdir()
     record_pool(pipeline, prompts, gen, seed=1, folder=tmp_path / "pool", progress=silent)
@@ -173,6 +173,12 @@ WRONG = {
     "a setting of the loaded pipeline": ({"gen": {"dtype": "float16"}}, "'dtype' is unknown"),
     "a setting of another type": ({"gen": {"steps": "2"}}, "gen.steps = '2'"),
     "a setting out of bounds": ({"gen": {"steps": 0}}, "gen.steps = 0"),
+    "a clip that cannot be made": ({"gen": {"frames": 10}}, "cannot make clips of 10 frames"),
+    "a shift that is not read": ({"gen": {"flow_shift": 3.0}}, "has no effect on a CogVideoXDDIM"),
+    "a negative prompt that is not read": (
+        {"gen": {"negative_prompt": "grey", "guidance": 1}},
+        "reads no negative prompt",
+    ),
     "unknown suite": ({"prompts": "calib-generel"}, "did you mean calib-general"),
     "an evaluation suite": ({"prompts": "shapes-eval"}, "is for eval, not for calibration"),
     "no prompts": ({"prompts": []}, "there are no calibration prompts"),
@@ -257,17 +263,25 @@ def test_what_is_no_full_precision_pipeline_is_refused_in_two_lines(tmp_path):
             with pytest.raises(HarnessError, match=words) as caught:
                 call()
             assert two_lines(caught)
+    image = cogvideox()
+    image.__class__ = type("CogVideoXImageToVideoPipeline", (type(image),), {})
+    with pytest.raises(HarnessError, match="it is called with an image") as caught:
+        harness.quantize(image, "rtn", bits="w4a6", out=tmp_path / "b")
+    assert two_lines(caught)
     with pytest.raises(HarnessError, match="is not an artifact") as caught:
         harness.load_quantized(cogvideox(), tmp_path)
     assert two_lines(caught)
 
 
-def test_a_known_model_has_its_own_settings_and_another_those_of_its_family():
+def test_a_loaded_pipeline_has_the_settings_of_its_configs_whatever_it_is_called():
     pipeline = wan()
-    assert own_settings(pipeline, "wan").frames == 81
     pipeline.register_to_config(_name_or_path="Wan-AI/Wan2.2-TI2V-5B-Diffusers")
-    found = own_settings(pipeline, "wan")
+    assert (own_settings(pipeline).frames, own_settings(pipeline).negative_prompt) == (81, "")
+    pipeline.transformer.register_to_config(in_channels=48, num_attention_heads=24)
+    pipeline.vae.register_to_config(z_dim=48)
+    found = own_settings(pipeline)
     assert (found.frames, found.fps, found.dtype) == (121, 24, "float32")
+    assert found.flow_shift == 5.0
 
 
 @pytest.fixture(scope="module")
@@ -276,7 +290,7 @@ def shapes():
 
 
 def test_a_bundled_model_is_loaded_by_name_and_known_again(shapes):
-    assert own_settings(shapes, "cogvideox") == SHAPES_GEN
+    assert own_settings(shapes) == SHAPES_GEN
     for model, options in (("shapez", {}), ("shapes", {"dtype": "float61"})):
         with pytest.raises(UsageError, match="did you mean") as caught:
             harness.load_pipeline(model, **options)

@@ -18,11 +18,15 @@ from harness.artifact.stage import REPORT
 from harness.artifact.verify import verify
 from harness.errors import InfraError, UnsupportedError, UsageError
 from harness.method import resolve_options
+from harness.models.admission import admit
+from harness.models.description import describe_loaded
 from harness.models.families import family_name_of
-from harness.models.hub import FAMILY_GEN, HUB, TWO_DENOISERS, refuse_two_denoisers
+from harness.models.hub import TWO_DENOISERS, refuse_two_denoisers
+from harness.models.request import check_request as check_generation
+from harness.models.settings import settle
 from harness.models.shapes import weights_dir
 from harness.models.skeleton import empty_denoiser
-from harness.models.table import SHAPES_GEN, SHAPES_WEIGHTS, cogvideox_gen
+from harness.models.table import SHAPES_WEIGHTS
 from harness.models.trajectories import record_pool
 from harness.quant.layers.layers import quantized_layers
 from harness.quant.layers.wrapped import refuse_saving_, unwrapped
@@ -78,25 +82,24 @@ def open_family(pipeline: DiffusionPipeline, *, to_quantize: bool = True) -> str
     return family
 
 
-def own_settings(pipeline: DiffusionPipeline, family: str) -> GenSpec:
-    """The generation settings that a loaded pipeline is normally run with.
+def own_settings(pipeline: DiffusionPipeline) -> GenSpec:
+    """The generation settings that ``harness run`` takes for the model of a loaded pipeline.
 
-    Those of ``harness run`` for a bundled model or a known one of the hub, by where the pipeline
-    was loaded from; else what the denoiser's config or its family says.
+    Raises:
+        HarnessError: It is no text-to-video pipeline that is sampled.
     """
-    dtype = str(pipeline.transformer.dtype).removeprefix("torch.")
-    known = {model.repo: model.gen for model in HUB.values()}
-    source = str(pipeline.name_or_path)
-    if is_bundled(pipeline):
-        found = SHAPES_GEN
-    elif source in known:
-        found = known[source]
-    elif family == "cogvideox":
-        scale: int = pipeline.vae_scale_factor_spatial
-        found = cogvideox_gen(dict(pipeline.transformer.config), scale)
-    else:
-        found = FAMILY_GEN[family]
-    return replace(found, dtype=dtype)
+    description = describe_loaded(pipeline)
+    admit(description)
+    return replace(settle(description).gen, dtype=description.stored)
+
+
+def check_settings(pipeline: DiffusionPipeline, gen: GenSpec) -> None:
+    """Refuse settings that a loaded pipeline cannot be run with.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    check_generation(describe_loaded(pipeline), gen)
 
 
 def is_bundled(pipeline: DiffusionPipeline) -> bool:

@@ -29,6 +29,7 @@ _FAMILY_PARTS = tuple(f"{_FAMILIES}.{n}" for n in ("base", "fold", "fold_targets
 SAMPLER = (
     "harness.models.sample",
     "harness.models.text",
+    "harness.models.scheduler",
     "harness.models.load",
     "harness.models.outliers",
 )

@@ -15,7 +15,7 @@ COMMANDS = {
     "run": ("harness.cli.run:run", "Quantize, generate, score, measure; print the table."),
     "report": ("harness.cli.report:report", "Print the table of a run again."),
     "compare": ("harness.cli.compare:compare", "Paired differences against one row of a run."),
-    "show": ("harness.cli.show:show", "Show a method, a run or an artifact."),
+    "show": ("harness.cli.show:show", "Show a method, a model, a run or an artifact."),
     "list": ("harness.cli.listing:listing", "List methods, models, suites or metrics."),
     "verify": ("harness.cli.verify:verify", "Check quantized models; say what they hold."),
     "diagnose": ("harness.cli.diagnose:diagnose", "Where and when a quantized model goes wrong."),

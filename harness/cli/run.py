@@ -172,10 +172,13 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def _print_plan(console: Any, prepared: Prepared, store: Any) -> None:
     from rich.table import Table
 
+    from harness.plan.model_sheet import lines as sheet_lines
+    from harness.plan.model_sheet import model_sheet
     from harness.plan.why import made_again
     from harness.report.terminal import print_whole
 
     plan, guess = prepared.plan, prepared.guess
+    given = dict(plan.experiment.gen)
     again = made_again(plan, store)
     table = Table(box=None, pad_edge=False)
     for head in ("cell", "quantize", "clips to make", "clips found", "note"):
@@ -198,5 +201,7 @@ def _print_plan(console: Any, prepared: Prepared, store: Any) -> None:
         f"disk: at most {guess.disk_bytes / 1e6:.0f} MB in {store.root}",
         f"run folder: {prepared.folder}",
     ]
+    for model in plan.models:
+        lines += ["", *sheet_lines(model_sheet(model, plan.gens[model.name], given))]
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)

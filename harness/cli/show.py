@@ -1,4 +1,4 @@
-"""``harness show``: what is behind a method, a run or an artifact."""
+"""``harness show``: what is behind a method, a model, a run or an artifact."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 
 @click.group()
 def show() -> None:
-    """Print what is behind a method, a run or an artifact."""
+    """Print what is behind a method, a model, a run or an artifact."""
 
 
 @show.command()
@@ -44,6 +44,17 @@ def method(name: str) -> None:
     for deviation in origin.deviations:
         click.echo(_wrap(f"[{deviation.kind}] {deviation.what}"))
         click.echo(_wrap(f"why: {deviation.why}", indent=4))
+
+
+@show.command()
+@click.argument("name")
+def model(name: str) -> None:
+    """Print settings, sources, tokens and size of the model NAME: a name, a folder or a hub id."""
+    from harness.models.table import model_spec
+    from harness.plan.model_sheet import lines, model_sheet
+
+    spec = model_spec(name)
+    click.echo("\n".join(lines(model_sheet(spec, spec.gen))))
 
 
 @show.command()

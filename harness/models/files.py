@@ -182,43 +182,11 @@ def shards_of(index_file: Path) -> list[str]:
         ) from cause
 
 
-def check_names(names: Collection[str], index: Mapping[str, Any]) -> None:
-    """Refuse, from a list of its files alone, a model whose weights could not be loaded.
-
-    Args:
-        names: Paths relative to the folder or repository.
-        index: Content of ``model_index.json``.
-
-    Raises:
-        HarnessError: A component that is needed has no weights, or only pickles.
-    """
-    for component, (library, _) in components(index).items():
-        if has_weights(component):
-            choose_weights(files_of(names, component), component, library)
-
-
 def files_of(names: Iterable[str], component: str) -> list[str]:
     """Those of a list of paths that lie in a component's folder, without it."""
     start = f"{component}/"
     own = (name.removeprefix(start) for name in names if name.startswith(start))
     return [name for name in own if "/" not in name]
-
-
-def check_folder(folder: Path, index: Mapping[str, Any]) -> None:
-    """Refuse a folder whose weights could not be loaded.
-
-    Args:
-        folder: In diffusers format.
-        index: Content of its ``model_index.json``.
-
-    Raises:
-        HarnessError: As ``check_names``; or a shard is missing.
-    """
-    names = folder_names(folder)
-    check_names(names, index)
-    for component, (library, _) in components(index).items():
-        if has_weights(component):
-            weight_files(folder, component, library)
 
 
 def folder_names(folder: Path) -> list[str]:

@@ -16,6 +16,7 @@ from harness.models.families import family_by_name, family_name_of
 from harness.models.files import DENOISER, PARTS, TEXT, components, has_weights, part_of
 from harness.models.hub import MODEL_INDEX, TWO_DENOISERS, refuse_two_denoisers
 from harness.models.repository import download
+from harness.models.scheduler import set_flow_shift_
 from harness.models.stand_in import stand_in
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ def load_pipeline(
         ),
     )
     pipeline.set_progress_bar_config(disable=True)
+    set_flow_shift_(pipeline, spec.gen.flow_shift)
     if spec.variant and DENOISER in wanted:
         _derive_(pipeline, spec)
     return pipeline

@@ -10,7 +10,6 @@ from harness.errors import HarnessError
 from harness.models.files import (
     PARTS,
     TEXT,
-    check_names,
     choose_weights,
     components,
     files_of,
@@ -90,24 +89,6 @@ def needed(
         if part in parts:
             wanted.append(f"{component}/{choose_weights(own, component, library, dtype).file}")
     return wanted
-
-
-def check_repository(repo: str, revision: str, index: Mapping[str, Any]) -> None:
-    """Refuse, before weights are downloaded, a repository whose weights could not be loaded.
-
-    Where the hub cannot be asked what it holds, loading will tell.
-
-    Args:
-        repo: Hub id.
-        revision: Commit.
-        index: Content of its ``model_index.json``.
-
-    Raises:
-        HarnessError: A component that is needed has no weights, or only pickles.
-    """
-    names = file_list(repo, revision)
-    if names is not None:
-        check_names(names, index)
 
 
 def file_list(repo: str, revision: str) -> tuple[str, ...] | None:

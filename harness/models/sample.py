@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from harness.errors import DivergedError
+from harness.models.scheduler import set_flow_shift_
 from harness.models.text import Conditioning, encode_text, family_of
 from harness.models.tiling import tiles
 
@@ -89,6 +90,7 @@ def denoise(
         if on_step is not None:
             on_step(step, latents)
 
+    set_flow_shift_(pipeline, gen.flow_shift)
     # the same stream goes on where a scheduler draws more noise
     generator = torch.Generator().manual_seed(seed)
     noise = initial_noise(pipeline, gen, generator).to(device_of(pipeline))

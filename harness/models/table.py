@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-import json
-import math
+import difflib
 import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError, UsageError, unknown_name
 from harness.models import shapes
-from harness.models.families import family_name_of
-from harness.models.files import check_folder
-from harness.models.hub import (
-    FAMILY_GEN,
-    HUB,
-    MODEL_INDEX,
-    hub_parameters,
-    hub_spec,
-    is_hub_id,
-    refuse_two_denoisers,
+from harness.models.admission import admit, refuse_quantized_storage
+from harness.models.description import (
+    DENOISER,
+    component_weights,
+    describe,
+    shards,
+    weight_file,
 )
+from harness.models.file_digests import remembered_digest
+from harness.models.files import has_weights
+from harness.models.hub import HUB, MODEL_INDEX, is_hub_id, lock, repository
+from harness.models.hub_files import HubFiles
+from harness.models.model_files import FolderFiles, ModelFiles, read_object
+from harness.models.settings import settle
+from harness.models.weights import refuse_pointer
 from harness.spec import GenSpec, ModelSpec
-from harness.store.keys import digest, file_digest
+from harness.store.keys import digest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from harness.models.description import Description
+    from harness.models.settings import Settled
 
 SHAPES_WEIGHTS = "HARNESS_SHAPES_WEIGHTS"
-# diffusers' CogVideoXPipeline.__call__ defaults; the folder does not record them.
-DEFAULT_STEPS = 50
-DEFAULT_GUIDANCE = 6.0
-DEFAULT_FPS = 8
 
 SHAPES_GEN = GenSpec(
     height=shapes.HEIGHT,
@@ -74,9 +74,12 @@ BUNDLED = {
 def model_spec(name: str) -> ModelSpec:
     """Resolve what the user typed: a bundled name, a folder in diffusers format, or a hub model.
 
+    Small files and headers are read, never weights: a model that cannot be run is refused here.
+
     Raises:
         UsageError: It is none of them.
-        HarnessError: The denoiser belongs to no supported family, or the hub cannot be asked.
+        HarnessError: It is no text-to-video pipeline of a supported family in full precision, its
+            files are damaged, or the hub cannot be asked.
     """
     if name in BUNDLED:
         folder = Path(os.environ.get(SHAPES_WEIGHTS) or shapes.weights_dir()).absolute()
@@ -89,20 +92,168 @@ def model_spec(name: str) -> ModelSpec:
             judge="oracle",
         )
         return replace(spec, revision=folder_revision(folder))
-    folder = Path(name).expanduser()
+    if (own := _folder(name)) is not None:
+        description, settled = open_model(FolderFiles(own), str(own))
+        return ModelSpec(
+            name=re.sub(r"[^\w.-]+", "-", own.name),
+            repo=str(own),
+            family=admit(description),
+            gen=settled.gen,
+            revision=folder_revision(own),
+        )
+    if name in HUB or is_hub_id(name):
+        return _hub_spec(name)
+    error = unknown_name("model", name, [*BUNDLED, *HUB])
+    raise UsageError(
+        error.message, f"{error.hint}; or a local folder in diffusers format, or a hub id"
+    )
+
+
+def open_model(files: ModelFiles, name: str) -> tuple[Description, Settled]:
+    """Describe a model and settle what it is run with, where it is one that can be run.
+
+    Args:
+        files: Its files.
+        name: What the user knows it by.
+
+    Raises:
+        HarnessError: It cannot be run.
+    """
+    description = describe(files, name)
+    admit(description)
+    _check_parts(files, description)
+    if isinstance(files, FolderFiles):
+        _check_folder(files, description)
+    denoiser = component_weights(files, description, DENOISER)
+    refuse_quantized_storage(description, DENOISER, denoiser)
+    description = replace(description, stored=denoiser.dtype)
+    return description, settle(description)
+
+
+def files_of(spec: ModelSpec) -> ModelFiles:
+    """The files of a model that was resolved."""
+    folder = Path(spec.repo)
+    return FolderFiles(folder) if folder.is_absolute() else HubFiles(spec.repo, spec.revision)
+
+
+def describe_spec(spec: ModelSpec) -> Description:
+    """The description of a model that was resolved; only small files are read.
+
+    Raises:
+        HarnessError: Its files have changed since.
+    """
+    return describe(files_of(spec), spec.name)
+
+
+def _check_parts(files: ModelFiles, description: Description) -> None:
+    """Refuse a pipeline that lacks a component, or weight files of one.
+
+    Raises:
+        HarnessError: It does.
+    """
+    there = {name.partition("/")[0] for name in files.names()}
+    if missing := [part for part in description.components if part not in there]:
+        raise HarnessError(
+            f"'{files.place}' holds nothing of '{missing[0]}', which its index names",
+            "download the whole pipeline; an interrupted download leaves this",
+        )
+    for part in description.components:
+        if has_weights(part):
+            name = weight_file(files, description, part)
+            if name.endswith(".json"):
+                shards(files, name)
+
+
+def _check_folder(files: FolderFiles, description: Description) -> None:
+    """Read the header of every weight file, and find pointers of git-lfs among the others.
+
+    Raises:
+        HarnessError: A file is missing, cut, a pointer, or stored quantized.
+    """
+    for name in files.names():
+        if name.partition("/")[0] in (*description.components, MODEL_INDEX):
+            refuse_pointer(files.folder / name)
+    for part in description.components:
+        if has_weights(part):
+            weights = component_weights(files, description, part)
+            refuse_quantized_storage(description, part, weights)
+
+
+def _hub_spec(name: str) -> ModelSpec:
+    repo = repository(name)
+    locked = None
+    try:
+        locked = lock(repo)
+        files = HubFiles(repo, locked["revision"])
+        description, settled = open_model(files, name)
+    except HarnessError as cause:
+        if locked is not None and not files.listed:
+            raise HarnessError(
+                f"'{repo}' cannot be read from the hub, nor from its cache: {cause.message}",
+                "check the network, or download the model and give the folder",
+            ) from cause
+        if name in HUB or Path(name).exists():
+            raise
+        raise type(cause)(
+            cause.message, f"{cause.hint}; there is no folder '{name}' here"
+        ) from cause
+    return ModelSpec(
+        name=name.replace("/", "--"),
+        repo=repo,
+        family=admit(description),
+        gen=settled.gen,
+        revision=locked["revision"],
+        locked=f"locked at first use, {locked['at']}",
+    )
+
+
+def _folder(name: str) -> Path | None:
+    """The folder that a name means, absolute; None where it can only be meant for the hub.
+
+    Raises:
+        UsageError: It can only be meant for a folder, and there is none in diffusers format.
+    """
+    try:
+        folder = Path(name).expanduser()
+    except RuntimeError as cause:
+        raise UsageError(f"model folder '{name}': {cause}", "write the path in full") from cause
     if (folder / MODEL_INDEX).is_file():
-        return _folder_spec(folder.resolve())
+        return folder.resolve()
     if folder.is_dir():
         raise UsageError(
             f"model folder '{name}' is not in diffusers format",
             f"give a folder that holds {MODEL_INDEX}, as save_pretrained writes it",
         )
-    if name in HUB or is_hub_id(name):
-        return hub_spec(name)
-    error = unknown_name("model", name, [*BUNDLED, *HUB])
-    raise UsageError(
-        error.message, f"{error.hint}; or a local folder in diffusers format, or a hub id"
-    )
+    if folder.is_file():
+        raise UsageError(
+            f"model '{name}' is a file, not a folder in diffusers format",
+            f"give a folder that holds {MODEL_INDEX}, as save_pretrained writes it",
+        )
+    known = name in HUB or name in [model.repo for model in HUB.values()]
+    if not known and _is_path(name):
+        raise UsageError(f"model folder '{name}' is not there", _near(folder))
+    return None
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name that no folder has can only have been meant for one."""
+    marked = name.startswith((".", "~", "/")) or name.endswith("/") or name.count("/") > 1
+    return marked or ("/" in name and Path(name.partition("/")[0]).is_dir())
+
+
+def _near(folder: Path) -> str:
+    """What lies where a path ends to be right."""
+    parent, wrong = folder.parent, folder.name
+    while not parent.is_dir() and parent != parent.parent:
+        parent, wrong = parent.parent, parent.name
+    try:
+        there = sorted(path.name for path in parent.iterdir() if path.is_dir())
+    except OSError:
+        there = []
+    close = difflib.get_close_matches(wrong, there, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {parent / close[0]}? there is no '{wrong}' in '{parent}'"
+    return f"there is no '{wrong}' in '{parent}'"
 
 
 def folder_revision(folder: Path) -> str:
@@ -118,9 +269,12 @@ def folder_revision(folder: Path) -> str:
             f"there are no model weights in '{folder}'",
             f"install the package again, or set {SHAPES_WEIGHTS} to a trained folder",
         )
-    parts = [folder / part for part in _json(folder / MODEL_INDEX) if (folder / part).is_dir()]
+    index = read_object(folder / MODEL_INDEX, "install the package, or download the model, again")
+    parts = [folder / part for part in index if (folder / part).is_dir()]
     files = [folder / MODEL_INDEX, *(p for part in sorted(parts) for p in sorted(part.rglob("*")))]
-    digests = [[p.relative_to(folder).as_posix(), file_digest(p)] for p in files if p.is_file()]
+    digests = [
+        [p.relative_to(folder).as_posix(), remembered_digest(p)] for p in files if p.is_file()
+    ]
     return digest(digests)
 
 
@@ -128,69 +282,7 @@ def transformer_parameters(spec: ModelSpec) -> int:
     """Number of parameters of the denoiser, read from the headers of its weight files.
 
     Raises:
-        HarnessError: The folder holds no denoiser weights.
+        HarnessError: There are none, they are damaged, or the hub cannot be asked.
     """
-    if not Path(spec.repo).is_absolute():
-        return hub_parameters(spec)
-    count = 0
-    files = sorted((Path(spec.repo) / "transformer").glob("*.safetensors"))
-    if not files:
-        raise HarnessError(
-            f"'{spec.repo}' holds no denoiser weights",
-            "save the model with safe_serialization=True",
-        )
-    for path in files:
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                count += math.prod(tensor["shape"])
-    return count
-
-
-def _folder_spec(folder: Path) -> ModelSpec:
-    index = _json(folder / MODEL_INDEX)
-    refuse_two_denoisers(str(folder), index)
-    check_folder(folder, index)
-    family = family_name_of(str(index.get("transformer", ["", ""])[1]))
-    return ModelSpec(
-        name=re.sub(r"[^\w.-]+", "-", folder.name),
-        repo=str(folder),
-        family=family,
-        gen=_cogvideox_gen(folder) if family == "cogvideox" else FAMILY_GEN[family],
-        revision=folder_revision(folder),
-    )
-
-
-def _cogvideox_gen(folder: Path) -> GenSpec:
-    transformer, vae = _json(folder / "transformer/config.json"), _json(folder / "vae/config.json")
-    return cogvideox_gen(transformer, 2 ** (len(vae["block_out_channels"]) - 1))
-
-
-def cogvideox_gen(transformer: Mapping[str, Any], scale: int) -> GenSpec:
-    """The settings that a CogVideoX denoiser was trained at.
-
-    Args:
-        transformer: Its config.
-        scale: Pixels of a frame to one of a latent, on each side.
-    """
-    return GenSpec(
-        height=transformer["sample_height"] * scale,
-        width=transformer["sample_width"] * scale,
-        frames=transformer["sample_frames"],
-        fps=DEFAULT_FPS,
-        steps=DEFAULT_STEPS,
-        guidance=DEFAULT_GUIDANCE,
-        max_text_tokens=transformer["max_text_seq_length"],
-    )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as cause:
-        raise HarnessError(
-            f"'{path}' cannot be read ({cause.__class__.__name__})",
-            "give a folder in diffusers format, as save_pretrained writes it",
-        ) from cause
-    return found
+    files = files_of(spec)
+    return component_weights(files, describe(files, spec.name), DENOISER).count

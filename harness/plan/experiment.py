@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from harness.bits import BitSpec
 from harness.errors import UsageError
+from harness.models.request import changed
 from harness.models.table import BUNDLED
-from harness.plan.experiment_file import ExperimentFile, MethodSection
+from harness.plan.experiment_file import ExperimentFile, GenSection, MethodSection
 from harness.plan.registry import several
 from harness.plug_in import check_spelling
 from harness.score.names import expand
@@ -111,7 +112,7 @@ class Experiment:
 
     def gen_for(self, default: GenSpec) -> GenSpec:
         """A model's generation settings with the overrides applied."""
-        return replace(default, **dict(self.gen))
+        return changed(default, dict(self.gen))
 
 
 def resolve(file: ExperimentFile, flags: Flags) -> Experiment:
@@ -133,9 +134,7 @@ def resolve(file: ExperimentFile, flags: Flags) -> Experiment:
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
         raise UsageError(f"two rows are called '{twice[0]}'", "give each [[method]] its own label")
     execution = file.execution
-    gen = file.gen.model_dump(exclude_none=True)
-    if "guidance" in gen:
-        gen["guidance"] = float(gen["guidance"])
+    gen = gen_changes(file.gen)
     out = flags.out or (Path(run.out) if run.out else None)
     models = _unique(flags.models or tuple(run.models or DEFAULT_MODELS))
     suite = flags.suite or run.suite or default_suite(models)
@@ -163,6 +162,12 @@ def resolve(file: ExperimentFile, flags: Flags) -> Experiment:
         metrics=None if metrics is None else expand(metrics),
         judge=_judge(file),
     )
+
+
+def gen_changes(section: GenSection) -> dict[str, Any]:
+    """What ``[gen]`` names, by name in ``GenSpec``, whole numbers as floats where it has floats."""
+    given = section.model_dump(exclude_none=True)
+    return {n: float(v) if n in ("guidance", "flow_shift") else v for n, v in given.items()}
 
 
 def _judge(file: ExperimentFile) -> JudgeSettings:

@@ -55,6 +55,8 @@ class GenSection(_Section):
     dtype: str | None = Field(default=None, pattern="^(float32|bfloat16|float16)$")
     max_text_tokens: int | None = Field(default=None, ge=1)
     vae_tiling: bool | None = None
+    negative_prompt: str | None = None
+    flow_shift: float | int | None = Field(default=None, gt=0, allow_inf_nan=False)
 
 
 class CalibrationSection(_Section):

@@ -15,7 +15,8 @@ from harness.generate.generate import METRICS as CLIP_METRICS
 from harness.generate.text import EMPTY
 from harness.measure.measure import METRICS as COST_METRICS
 from harness.measure.measure import measure_task
-from harness.models.table import BUNDLED, model_spec
+from harness.models.request import check_request
+from harness.models.table import BUNDLED, describe_spec, model_spec
 from harness.plan.cells import CellPlanner, PlannedCell
 from harness.plan.registry import BrokenMethodError, MethodFacts, describe, find_method
 from harness.plan.suites import load_suite, refuse_overlap
@@ -123,7 +124,9 @@ def make_plan(experiment: Experiment, store: Store) -> Plan:
     """Resolve an experiment against the store.
 
     Raises:
-        UsageError: A name is unknown, or evaluation and calibration prompts overlap.
+        UsageError: A name is unknown, a model cannot make what ``[gen]`` asks for, or evaluation
+            and calibration prompts overlap.
+        HarnessError: A model cannot be run.
     """
     devices = find_devices(experiment.execution.device)
     suite = load_suite(experiment.suite, limit=experiment.limit, python=experiment.judge.python)
@@ -220,6 +223,21 @@ def _texts_of(plan: Plan, model: ModelSpec, store: Store) -> list[str]:
     if found and plan.experiment.execution.measure:
         found[EMPTY] = None
     return list(found)
+
+
+def _models(experiment: Experiment) -> tuple[ModelSpec, ...]:
+    """The models, each able to make the clips that are asked for.
+
+    Raises:
+        UsageError: One cannot, or two have the same name.
+        HarnessError: One cannot be run at all.
+    """
+    models = tuple(model_spec(name) for name in experiment.models)
+    if len({model.name for model in models}) != len(models):
+        raise UsageError("two models have the same name", "rename one of the folders")
+    for model in models:
+        check_request(describe_spec(model), experiment.gen_for(model.gen))
+    return models
 
 
 def _calibration(experiment: Experiment) -> PromptSuite:

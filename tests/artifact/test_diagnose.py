@@ -268,10 +268,10 @@ def test_the_command_says_prompts_and_cost_first_and_leaves_its_files(
     tmp_path: Path, tiny_pipeline_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from harness.models import table
+    from harness.models.settings import Settled
 
-    monkeypatch.setattr(
-        table, "_cogvideox_gen", lambda folder: dataclasses.replace(GENS[COG], steps=3)
-    )
+    few = Settled(gen=dataclasses.replace(GENS[COG], steps=3), sources={}, model="")
+    monkeypatch.setattr(table, "settle", lambda description: few)
     (tmp_path / "p.txt").write_text("a red circle moving left\na blue square grows\n")
     folders = [
         artifact(tmp_path / f"w{bits}", quantized(PIPELINE.transformer, COG, bits, bits))

@@ -14,11 +14,16 @@ if TYPE_CHECKING:
 
 
 class LocalHub:
-    """One repository at one commit; ``asked`` keeps the paths that were requested."""
+    """One repository at one commit.
+
+    ``asked`` keeps the paths that were requested, ``whole`` the files that were
+    sent from end to end.
+    """
 
     def __init__(self, repo: str, folder: Path, revision: str) -> None:
         self.repo, self.folder, self.revision = repo, folder, revision
         self.asked: list[str] = []
+        self.whole: list[str] = []
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -71,8 +76,12 @@ class LocalHub:
             return self._send(request, json.dumps(rows).encode(), "application/json", body)
         if path.startswith(files) and path.removeprefix(files) in names:
             content = (self.folder / path.removeprefix(files)).read_bytes()
+            if body and not request.headers.get("Range"):
+                self.whole.append(path.removeprefix(files))
             return self._send(request, content, "application/octet-stream", body)
         request.send_response(404)
+        known = path.startswith((api, f"/{self.repo}/"))
+        request.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
         request.send_header("Content-Length", "0")
         request.end_headers()
         return None

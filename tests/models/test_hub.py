@@ -12,9 +12,13 @@ from huggingface_hub import constants
 
 from harness.errors import HarnessError, UsageError
 from harness.models import hub
-from harness.models.families import FAMILIES
+from harness.models.description import component_weights, describe
+from harness.models.hub_files import FACTS
 from harness.models.load import load_pipeline
+from harness.models.model_files import FolderFiles
+from harness.models.repository import LISTS
 from harness.models.table import model_spec, transformer_parameters
+from harness.plan.model_sheet import model_sheet
 from harness.store.store import home
 from harness.testing.miniatures import MINIATURES, wan
 from tests.models.local_hub import LocalHub
@@ -49,6 +53,7 @@ def test_a_hub_model_is_locked_at_first_use_and_loaded_at_that_commit(
     served: LocalHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = model_spec("someone/tiny")
+    assert {name.rpartition(".")[2] for name in served.whole} == {"json"}
     assert (spec.family, spec.revision, spec.repo) == ("ltx", COMMIT, "someone/tiny")
     assert spec.locked.startswith("locked at first use, 20")
     assert len(list((served.folder / "transformer").glob("*.safetensors"))) > 1
@@ -63,33 +68,67 @@ def test_a_hub_model_is_locked_at_first_use_and_loaded_at_that_commit(
     assert len(later) > 10
     assert all(f"/resolve/{COMMIT}/" in path for path in later)
 
-    # the branch moves on; this machine does not
-    served.revision = "f" * 40
+    # the branch moves on; this machine does not, and asks nothing that it knows
+    served.revision, served.asked[:] = "f" * 40, []
     assert model_spec("someone/tiny") == spec
+    assert served.asked == []
     held = json.loads((home() / hub.LOCK).read_text())
     assert held["someone/tiny"]["revision"] == COMMIT
 
 
-def test_short_names_and_their_ids_are_the_same_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+def test_the_sheet_of_a_hub_model_counts_every_component_without_its_weights(
+    served: LocalHub,
+) -> None:
+    spec = model_spec("someone/tiny")
+    components = model_sheet(spec, spec.gen)[-1]
+    folder = FolderFiles(served.folder)
+    for name, value, note in components.rows:
+        count = component_weights(folder, describe(folder, "x"), name).count
+        assert value.startswith(f"{count:,} parameters"), name
+        assert note.endswith("stored in bfloat16")
+    assert [row[0] for row in components.rows] == ["text_encoder", "transformer", "vae"]
+    assert {name.rpartition(".")[2] for name in served.whole} == {"json"}
 
-    def answer(repo: str) -> str:
-        asked.append(repo)
-        return COMMIT
 
-    def index(repo: str, file: str, revision: str | None = None) -> Path:
-        del repo
-        assert (file, revision) == (hub.MODEL_INDEX, COMMIT)
-        path = home() / "index.json"
-        path.write_text('{"transformer": ["diffusers", "CogVideoXTransformer3DModel"]}')
-        return path
+def test_a_repository_that_lacks_a_shard_is_refused_before_weights_are_downloaded(
+    served: LocalHub,
+) -> None:
+    shard = sorted((served.folder / "transformer").glob("*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(HarnessError, match=f"{shard.name}' is missing") as caught:
+        model_spec("someone/tiny")
+    assert "there is no folder 'someone/tiny' here" in caught.value.hint
+    assert {name.rpartition(".")[2] for name in served.whole} == {"json"}
 
-    monkeypatch.setattr(hub, "ask_revision", answer)
-    monkeypatch.setattr(hub, "fetch", index)
-    short, full = model_spec("cogvideox-2b"), model_spec("zai-org/CogVideoX-2b")
-    assert asked == ["zai-org/CogVideoX-2b"]
-    assert (short.repo, short.revision, short.gen) == (full.repo, full.revision, full.gen)
-    assert short.gen.dtype == "float16"
+
+def test_without_network_the_cache_of_the_hub_stands_in(
+    served: LocalHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = model_spec("someone/tiny")
+    load_pipeline(spec, device="cpu", dtype="bfloat16")
+    for path in (*(home() / FACTS).iterdir(), *(home() / LISTS).iterdir()):
+        path.write_text("damaged")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    served.asked[:] = []
+    assert model_spec("someone/tiny") == spec
+    assert served.asked == []
+
+
+def test_what_the_hub_does_not_give_is_told_apart(served: LocalHub) -> None:
+    with pytest.raises(HarnessError, match="no such repository, or it is private"):
+        hub.fetch("nobody/nothing", "model_index.json")
+    with pytest.raises(HarnessError, match="the repository has no such file") as caught:
+        hub.fetch("someone/tiny", "absent.json")
+    assert "-Diffusers" in caught.value.hint
+
+
+@pytest.mark.parametrize("content", ["nope", "[1]", '{"someone/tiny": {"at": "now"}}'])
+def test_a_damaged_lock_is_named(content: str) -> None:
+    home().mkdir()
+    (home() / hub.LOCK).write_text(content)
+    with pytest.raises(HarnessError, match="is damaged") as caught:
+        model_spec("someone/tiny")
+    assert caught.value.hint.startswith("delete it and try again")
 
 
 def test_nothing_is_invented_where_the_hub_cannot_be_asked(
@@ -106,11 +145,10 @@ def test_nothing_is_invented_where_the_hub_cannot_be_asked(
     assert "did you mean wan2.1-1.3b" in unknown.value.hint
 
 
-def test_the_table_is_complete_and_names_no_commit() -> None:
-    assert {m.family for m in hub.HUB.values()} == set(FAMILIES) == set(hub.FAMILY_GEN)
+def test_the_table_names_repositories_and_no_commit() -> None:
     for model in hub.HUB.values():
         assert hub.is_hub_id(model.repo)
-        assert model.gen.frames % 4 in (0, 1)
+        assert model.repo in model.about
 
 
 def test_a_model_with_two_denoisers_is_refused_with_the_reason(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_a_changed_weight_is_another_model_and_a_note_beside_it_is_not(place: Pa
     before = folder_revision(place / "model")
     (place / "model" / "README.md").write_text("a note")
     assert folder_revision(place / "model") == before
-    (place / "model" / "transformer" / "model.safetensors").write_bytes(b"other")
+    (place / "model" / "transformer" / "diffusion_pytorch_model.safetensors").write_bytes(b"other")
     assert folder_revision(place / "model") != before
 
 

@@ -1,0 +1,126 @@
+"""`harness show model` and `--dry-run`: everything that is known of a model before it is loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from click.testing import CliRunner
+
+from harness.cli.main import main
+from harness.cli.show import show
+from tests.models.small_folders import KNOWN, write_known
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+VIDEO_TOKENS = {
+    "cogvideox-2b": 13 * 30 * 45,
+    "cogvideox-5b": 13 * 30 * 45,
+    "cogvideox1.5-5b": 11 * 48 * 85,
+    "hunyuanvideo": 33 * 45 * 80,
+    "wan2.1-1.3b": 21 * 30 * 52,
+    "wan2.1-14b": 21 * 45 * 80,
+    "wan2.2-ti2v-5b": 31 * 22 * 40,
+    "ltx-video": 21 * 16 * 22,
+    "latte": 16 * 32 * 32,
+}
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HARNESS_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def rows(text: str) -> dict[str, str]:
+    """The printed rows by their first words; what a section repeats is kept once."""
+    found: dict[str, str] = {}
+    for line in text.splitlines():
+        if line.startswith("  "):
+            name, _, rest = line.strip().partition("  ")
+            found.setdefault(name, rest.strip())
+    return found
+
+
+def shown(model: Path | str) -> str:
+    done = CliRunner().invoke(show, ["model", str(model)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_tokens_are_those_of_the_model_at_its_size(place: Path, name: str) -> None:
+    assert rows(shown(write_known(place / name, name)))["video tokens"].split()[0] == str(
+        VIDEO_TOKENS[name]
+    )
+
+
+def test_every_setting_is_printed_with_its_source(place: Path) -> None:
+    text = shown(write_known(place / "mine", "wan2.1-14b"))
+    found = rows(text)
+    assert text.startswith("model mine\n")
+    assert "settings, known as Wan2.1-T2V-14B\n" in text
+    assert found["pipeline"] == "WanPipeline"
+    assert found["family"] == "wan"
+    assert found["folder"] == str(place / "mine")
+    assert found["revision"].endswith("digest of its files")
+    for name, value, source in (
+        ("size", "720 x 1280 pixels", "example of diffusers' WanPipeline"),
+        ("frames", "81", "example of diffusers' WanPipeline"),
+        ("fps", "16", "example of diffusers' WanPipeline"),
+        ("steps", "50", "WanPipeline.__call__"),
+        ("guidance", "5", "WanPipeline.__call__"),
+        ("scheduler", "UniPCMultistepScheduler", "scheduler/scheduler_config.json"),
+        ("flow shift", "5", "5.0 for 720p, 3.0 for 480p"),
+        ("dtype", "bfloat16", "example of diffusers' WanPipeline"),
+        ("text tokens", "512", "WanPipeline.__call__"),
+        ("negative prompt", "Bright tones", "example of diffusers' WanPipeline"),
+        ("branches", "2", "in two calls"),
+        ("transformer", "24 parameters", "WanTransformer3DModel, stored in float32"),
+        ("vae", "24 parameters", "AutoencoderKLWan, stored in float32"),
+        ("text_encoder", "24 parameters", "T5EncoderModel, stored in bfloat16"),
+    ):
+        assert found[name].startswith(value), name
+        assert found[name].endswith(source), name
+
+
+def test_a_model_that_is_guided_by_an_input_has_one_branch_and_its_own_shift(place: Path) -> None:
+    found = rows(shown(write_known(place / "mine", "hunyuanvideo")))
+    assert found["branches"] == "1"
+    assert found["flow shift"].split() == ["7", "the", "scheduler's", "own"]
+    assert found["negative prompt"].split("  ")[0] == "none"
+
+
+def test_a_scheduler_without_a_shift_is_said_to_have_none(place: Path) -> None:
+    assert rows(shown(write_known(place / "a", "ltx-video")))["flow shift"].startswith("none")
+    assert rows(shown(write_known(place / "b", "latte")))["flow shift"].endswith("it has none")
+
+
+def test_a_dry_run_shows_what_the_experiment_changes(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "e.toml").write_text("[gen]\nframes = 41\nflow_shift = 4\nguidance = 1\n")
+    model = str(write_known(place / "mine", "wan2.1-14b"))
+    with pytest.raises(SystemExit) as caught:
+        main(["run", "--model", model, "--methods", "rtn", "--config", "e.toml", "--dry-run"])
+    assert not caught.value.code
+    found = rows(capsys.readouterr().out)
+    assert found["frames"].split() == ["41", "[gen]"]
+    assert found["flow shift"].split() == ["4", "[gen]"]
+    assert found["guidance"].split() == ["1", "[gen]"]
+    assert found["branches"] == "1"
+    assert found["negative prompt"].split("  ")[-1].strip() == "guidance runs one branch"
+    assert found["video tokens"].split()[0] == str(11 * 45 * 80)
+    assert found["steps"].endswith("WanPipeline.__call__")
+
+
+def test_a_model_that_cannot_be_run_is_refused_as_by_a_run(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["show", "model", str(place / "modle")])
+    assert caught.value.code == 2
+    assert "is not there" in capsys.readouterr().err
