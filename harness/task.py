@@ -115,6 +115,7 @@ class MeasureTask:
         turns: How often each row is opened and timed.
         steps: Denoising steps that are timed in a turn.
         text: Key of the encoded empty prompt.
+        offload: What of the model waits in the host's memory meanwhile.
     """
 
     id: str
@@ -126,6 +127,7 @@ class MeasureTask:
     steps: int
     text: str = ""
     kind: str = MEASURE
+    offload: str = "none"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,6 +159,7 @@ class Job:
         device: What torch is told.
         threads: Threads that torch computes with.
         parent: Process id of the run; the worker ends when that process does.
+        offload: What of a model stays in the host's memory, of ``harness.models.offload.OFFLOADS``.
     """
 
     task: Task
@@ -164,6 +167,7 @@ class Job:
     device: str
     threads: int
     parent: int
+    offload: str = "none"
 
     def to_json(self) -> str:
         """One JSON document."""
@@ -179,6 +183,7 @@ class Job:
             device=raw["device"],
             threads=raw["threads"],
             parent=raw["parent"],
+            offload=raw["offload"],
         )
 
 

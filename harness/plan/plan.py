@@ -15,6 +15,7 @@ from harness.generate.generate import METRICS as CLIP_METRICS
 from harness.generate.text import EMPTY
 from harness.measure.measure import METRICS as COST_METRICS
 from harness.measure.measure import measure_task
+from harness.models.offload import NONE
 from harness.models.request import check_request
 from harness.models.table import BUNDLED, describe_spec, model_spec
 from harness.plan.cells import CellPlanner, PlannedCell
@@ -168,18 +169,6 @@ def make_plan(experiment: Experiment, store: Store) -> Plan:
     return _with_texts(plan, store)
 
 
-def _models(experiment: Experiment) -> tuple[ModelSpec, ...]:
-    """The models by name.
-
-    Raises:
-        UsageError: One is unknown, or two have the same name.
-    """
-    models = tuple(model_spec(name) for name in experiment.models)
-    if len({model.name for model in models}) != len(models):
-        raise UsageError("two models have the same name", "rename one of the folders")
-    return models
-
-
 def _missing_pools(planner: CellPlanner, cells: Sequence[PlannedCell]) -> dict[str, PoolTask]:
     """Recordings that a row waits for and the store lacks."""
     used = {cell.pool for cell in cells if cell.needs_quantizing and not cell.unsupported}
@@ -293,6 +282,8 @@ def _run_id(
     identity.pop("execution")
     identity.pop("lenient")  # how the rows were named, not which they are
     identity["measure"] = experiment.execution.measure
+    if experiment.execution.measure and experiment.execution.offload != NONE:
+        identity["offload"] = experiment.execution.offload  # times and peaks depend on it
     # Where the judge is installed and how it is spread neither; what it is asked does, where it is
     # not what the suite asks anyway.
     asked, judge = identity.pop("metrics"), identity.pop("judge")
@@ -325,4 +316,5 @@ def plan_measuring(plan: Plan, model: ModelSpec, finished: set[str]) -> MeasureT
         return None
     gen = plan.gens[model.name]
     text = plan.text_keys[model.name][EMPTY].key
-    return measure_task(model, gen, rows, cohort(plan.device, gen, cores()), text)
+    timed = cohort(plan.device, gen, cores())
+    return measure_task(model, gen, rows, timed, text, offload=plan.experiment.execution.offload)
