@@ -106,6 +106,11 @@ def _list(
     help="cpu, cuda, cuda:<index>; several of one kind as "
     "cuda:0,cuda:1.  [default: a GPU if there is one]",
 )
+@click.option(
+    "--offload",
+    type=click.Choice(["none", "components", "blocks"]),
+    help="What of a model waits in the host's memory.  [default: none]",
+)
 @click.option("--jobs", type=click.IntRange(min=1), help="Workers side by side.")
 @click.option("--no-baselines", is_flag=True, help="Leave out the control and rtn rows.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
@@ -174,6 +179,7 @@ def _print_plan(console: Any, prepared: Prepared, store: Any) -> None:
 
     from harness.plan.model_sheet import lines as sheet_lines
     from harness.plan.model_sheet import model_sheet
+    from harness.plan.fit import memory_lines
     from harness.plan.why import made_again
     from harness.report.terminal import print_whole
 
@@ -194,6 +200,7 @@ def _print_plan(console: Any, prepared: Prepared, store: Any) -> None:
     lines += [f"record calibration: {name}" for name in plan.pools]
     lines += [f"judge {name}: {count} values" for name, count in plan.scores.items()]
     lines += plan.vbench.remarks
+    lines += memory_lines(plan, store.root / "facts")
     lines += [
         f"device {','.join(device.id for device in plan.devices)} ({plan.device.name}), "
         f"{plan.jobs} workers of "

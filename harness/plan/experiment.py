@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from harness.bits import BitSpec
 from harness.errors import UsageError
 from harness.models.request import changed
+from harness.models.offload import NONE
 from harness.models.table import BUNDLED
 from harness.plan.experiment_file import ExperimentFile, GenSection, MethodSection
 from harness.plan.registry import several
@@ -49,6 +50,7 @@ class Flags:
     jobs: int | None = None
     baselines: bool | None = None
     metrics: tuple[str, ...] | None = None
+    offload: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +71,8 @@ class Execution:
         stall_s: Longest a worker may be silent; how long it works is not limited.
         device: None to choose a CUDA device where there is one.
         measure: Whether latency and memory are measured at the end.
+        offload: What of a model stays in the host's memory, of ``harness.models.offload.OFFLOADS``;
+            no result but latency and memory depends on it.
     """
 
     jobs: int | None
@@ -76,6 +80,7 @@ class Execution:
     stall_s: float
     device: str | None
     measure: bool
+    offload: str = NONE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,6 +161,7 @@ def resolve(file: ExperimentFile, flags: Flags) -> Experiment:
             stall_s=float(execution.stall_s or DEFAULT_STALL_S),
             device=flags.device or execution.device,
             measure=execution.measure is not False,
+            offload=flags.offload or execution.offload or NONE,
         ),
         out=out,
         lenient=lenient,

@@ -76,6 +76,7 @@ class ExecutionSection(_Section):
     stall_s: float | int | None = Field(default=None, gt=0)
     device: str | None = None
     measure: bool | None = None
+    offload: Literal["none", "components", "blocks"] | None = None
 
 
 class EnvSection(_Section):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from harness.generate.generate import cut_remarks
 from harness.measure.measure import measuring_warning
 from harness.plan.estimate import check_space, estimate
+from harness.plan.fit import check_memory
 from harness.plan.plan import make_plan
 from harness.plan.prepared import Prepared
 from harness.run.collect import Collector
@@ -58,10 +59,11 @@ def preflight(prepared: Prepared, store: Store) -> None:
     """Prove that the results can be written, before anything is computed.
 
     Raises:
-        InfraError: A folder cannot be written or the disk is too full.
+        InfraError: A folder cannot be written, the disk is too full, or memory does not suffice.
     """
     probe_folder(prepared.folder, "choose another folder with --out")
     store.probe()
+    check_memory(prepared.plan, store.root / "facts")
     check_space(prepared.plan, prepared.guess, store, prepared.folder)
     for leftover in store.stale():
         shutil.rmtree(leftover, ignore_errors=True)

@@ -1,0 +1,100 @@
+"""Offloading: what of a pipeline stays in the host's memory while it is not computed with.
+
+The hooks are diffusers' and accelerate's own. No result depends on them: the same operators run on
+the same device, only the weights travel.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+    from diffusers import DiffusionPipeline
+    from torch import nn
+
+NONE, COMPONENTS, BLOCKS = OFFLOADS = ("none", "components", "blocks")
+"""Nothing is offloaded; one component is on the device at a time; one block of a denoiser is."""
+
+_HOOK = "group_offloading"  # the name under which diffusers registers it
+
+
+def place_(pipeline: DiffusionPipeline, *, device: str, offload: str = NONE) -> None:
+    """Put a pipeline on a device, or attach the hooks that put its parts there when they run.
+
+    Args:
+        pipeline: On the CPU.
+        device: Where it computes.
+        offload: One of ``OFFLOADS``. ``blocks`` also moves the other components layer by layer.
+
+    Raises:
+        ValueError: ``offload`` is none of ``OFFLOADS``.
+    """
+    import torch
+    from torch import nn
+
+    if offload == NONE:
+        pipeline.to(device)
+    elif offload == COMPONENTS:
+        pipeline.enable_model_cpu_offload(device=device)
+    elif offload == BLOCKS:
+        from diffusers.hooks import apply_group_offloading
+
+        for name, part in pipeline.components.items():
+            if not isinstance(part, nn.Module) or not any(True for _ in part.parameters()):
+                continue
+            blockwise = name.startswith("transformer")
+            apply_group_offloading(
+                part,
+                onload_device=torch.device(device),
+                offload_device=torch.device("cpu"),
+                offload_type="block_level" if blockwise else "leaf_level",
+                num_blocks_per_group=1 if blockwise else None,
+            )
+    else:
+        raise ValueError(f"offload is {offload!r}, expected {', '.join(OFFLOADS)}")
+
+
+def computing_device(pipeline: DiffusionPipeline) -> torch.device:
+    """Where a pipeline computes; with hooks, that is not where its weights rest."""
+    found: torch.device = pipeline._execution_device
+    return found
+
+
+def offloaded(module: nn.Module) -> bool:
+    """Whether a module's weights are moved by hooks: its own, or those of its parts."""
+    return any(_hook(part) is not None or hasattr(part, "_hf_hook") for part in module.modules())
+
+
+@contextmanager
+def resident(block: nn.Module, device: torch.device) -> Iterator[None]:
+    """Keep a block on a device, and put it back where it was.
+
+    For work on a block's weights, and for passes of many samples through it: its hooks, which would
+    move it at every pass, are taken off meanwhile. What is put into the block goes back with it.
+    """
+    from diffusers.hooks import HookRegistry
+
+    hook = _hook(block)
+    home = next((p.device for p in block.parameters()), device)
+    if hook is None and home == device:
+        yield
+        return
+    registry = HookRegistry.check_if_exists_or_initialize(block)
+    if hook is not None:
+        registry.remove_hook(_HOOK, recurse=False)
+    block.to(device)
+    try:
+        yield
+    finally:
+        block.to(home)
+        if hook is not None:
+            registry.register_hook(hook, _HOOK)
+
+
+def _hook(module: nn.Module) -> Any:
+    registry = getattr(module, "_diffusers_hook", None)
+    return None if registry is None else registry.get_hook(_HOOK)

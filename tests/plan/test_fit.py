@@ -1,0 +1,185 @@
+"""What does not fit is refused before anything is started, and the setting that would is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from click.testing import CliRunner
+
+from harness.cli.main import cli
+from harness.errors import InfraError
+from harness.models.offload import BLOCKS, COMPONENTS, NONE
+from harness.plan import capacity, fit
+from harness.plan.fit import Budget, Setting
+from harness.plan.memory import HESSIANS, TRAINING
+from harness.plan.memory_facts import MARGIN
+from harness.plan.registry import MethodFacts
+from harness.store.provenance import Device
+from tests.plan.test_memory import cogvideox
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+GB = 10**9
+
+
+def budget(device: int, *, on_cpu: bool = False, kinds: tuple[str, ...] = (HESSIANS,), host: int = 200 * GB, setting: Setting | None = None) -> Budget:  # fmt: skip
+    return Budget(
+        model="m", sizes=cogvideox(), kinds=kinds, w_bits=None, on_cpu=on_cpu, device=device,
+        host=host, setting=setting or Setting(),
+    )  # fmt: skip
+
+
+def test_what_fits_is_not_refused_nor_is_what_is_above_by_less_than_the_margin():
+    needed = max(peak.device for peak in budget(0).peaks())
+    assert budget(needed).too_large() is None
+    assert budget(int(needed / (1 + MARGIN)) + 1).too_large() is None
+    largest = budget(int(needed / (1 + MARGIN)) - 1).too_large()
+    assert largest is not None
+    assert largest.device == needed
+
+
+def test_the_least_change_that_fits_is_named():
+    # untiled decoding takes 16.3 GB, second moments beside the whole denoiser 14.9
+    assert budget(16 * GB).advice() == "set [gen] vae_tiling = true"
+    assert budget(12 * GB).advice() == "set --offload blocks and [gen] vae_tiling = true"
+    assert budget(20 * GB, kinds=(TRAINING,)).advice() == "set --offload blocks"
+    assert budget(10**6).advice().startswith("no setting fits: at least ")
+
+
+def test_components_come_before_blocks():
+    order = [setting.offload for setting, _ in budget(GB)._changes()]
+    assert order.index(COMPONENTS) < order.index(BLOCKS)
+    started = [s.offload for s, _ in budget(GB, setting=Setting(offload=BLOCKS))._changes()]
+    assert set(started) == {BLOCKS}
+
+
+def test_on_a_processor_fewer_workers_are_advised_and_no_offload():
+    several = budget(30 * GB, on_cpu=True, setting=Setting(workers=4))
+    assert several.too_large() is not None
+    assert several.advice() == "set --jobs 1"
+    assert all("offload" not in text for _, text in several._changes())
+
+
+def test_the_hosts_memory_is_held_too():
+    blocks = Setting(offload=BLOCKS)
+    assert budget(80 * GB, setting=blocks).too_large() is None
+    over = budget(80 * GB, host=8 * GB, setting=blocks).too_large()
+    assert over is not None
+    assert over.host > 8 * GB
+
+
+def facts(**changes: object) -> MethodFacts:
+    held = {"name": "m", "version": 1, "needs_calibration": True, "unquantized": False}
+    return MethodFacts(**{**held, "options": {}, "unsupported": {}, **changes})
+
+
+def test_methods_are_told_apart_by_what_they_do():
+    assert fit.kind_of(facts(options={"epochs": 15})) == TRAINING
+    assert fit.kind_of(facts(options={"iterations": 0})) == HESSIANS
+    assert fit.kind_of(facts(needs_calibration=False)) == fit.LAYERS
+
+
+@pytest.fixture
+def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the configs of CogVideoX-5B and headers of its size, and nothing behind them."""
+    monkeypatch.setenv("HARNESS_HOME", str(tmp_path / "home"))
+    index = {"_class_name": "CogVideoXPipeline"}
+    for part in cogvideox().parts:
+        library = "transformers" if part.text else "diffusers"
+        index[part.name] = [library, part.kind if not part.denoiser else
+                            "CogVideoXTransformer3DModel"]  # type: ignore[assignment]  # fmt: skip
+        folder = tmp_path / "model" / part.name
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(part.config))
+        tensor = {"dtype": "BF16", "shape": [part.parameters], "data_offsets": [0, 0]}
+        header = json.dumps({"w": tensor}).encode()
+        stem = "model" if part.text else "diffusion_pytorch_model"
+        name = folder / f"{stem}.safetensors"
+        name.write_bytes(len(header).to_bytes(8, "little") + header)
+    (tmp_path / "model/model_index.json").write_text(json.dumps(index))
+    (tmp_path / "p.txt").write_text("one\n")
+    return tmp_path
+
+
+def run(place: Path, *flags: str) -> tuple[int, str]:
+    arguments = ["run", "--model", str(place / "model"), "--suite", str(place / "p.txt"),
+                 "--methods", "rtn", "--no-baselines", "--out", str(place / "out"), *flags]  # fmt: skip
+    done = CliRunner().invoke(cli, arguments)
+    return done.exit_code, done.output + str(done.exception or "")
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """Pretend that the machine has other memory."""
+
+    def pretend(device: int, host: int) -> None:
+        monkeypatch.setattr(capacity, "device_bytes", lambda _: device)
+        monkeypatch.setattr(capacity, "host_bytes", lambda: host)
+
+    return pretend
+
+
+def test_a_run_that_cannot_fit_is_two_lines_and_starts_no_worker(
+    large: Path, machine: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch
+):
+    import harness.run.run as running
+
+    def started(*_: object) -> None:
+        raise AssertionError("a worker was started")
+
+    monkeypatch.setattr(running, "local_executor", started)
+    monkeypatch.setattr(running.execute, "__defaults__", (started,))
+    machine(4 * GB, 4 * GB)
+    done = CliRunner().invoke(
+        cli, ["run", "--model", str(large / "model"), "--suite", str(large / "p.txt"),
+              "--methods", "rtn", "--no-baselines", "--out", str(large / "out"),
+              "--jobs", "1", "--device", "cpu"],
+    )  # fmt: skip
+    error = done.exception
+    assert isinstance(error, InfraError)
+    assert error.exit_code == 4
+    assert error.message.startswith("'model' needs about ")
+    assert error.message.endswith("has 4.0 GB")
+    assert error.hint.startswith("no setting fits: at least ")
+    assert not (large / "out/jobs").exists()
+
+
+def test_a_dry_run_prints_the_peak_of_every_stage(
+    large: Path, machine: Callable[[int, int], None]
+):
+    machine(24 * GB, 24 * GB)
+    code, text = run(large, "--dry-run", "--device", "cpu", "--jobs", "1")
+    assert code == 0
+    for stage in ("encode text", "denoise", "denoise, simulated", "quantize (layers)", "decode"):
+        assert f"  {stage}: " in text
+    assert "above what the device has" in text
+
+
+def test_the_memory_of_a_processor_is_a_containers_limit_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    total = capacity.psutil.virtual_memory().total
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(capacity, "_LIMITS", (tmp_path / "absent", limit))
+    assert capacity.host_bytes() == total
+    limit.write_text("max\n")
+    assert capacity.host_bytes() == total
+    limit.write_text("1000000\n")
+    assert capacity.device_bytes(Device(id="cpu", name="")) == 1_000_000
+
+
+def test_offload_is_read_from_file_and_flag_and_makes_no_other_run(tmp_path: Path):
+    from harness.errors import UsageError
+    from harness.plan.experiment import Flags, resolve
+    from harness.plan.experiment_file import ExperimentFile, read_table
+
+    file = read_table({"execution": {"offload": "components"}}, "file")
+    assert resolve(file, Flags()).execution.offload == COMPONENTS
+    assert resolve(file, Flags(offload=BLOCKS)).execution.offload == BLOCKS
+    assert resolve(ExperimentFile(), Flags()).execution.offload == NONE
+    with pytest.raises(UsageError, match="execution.offload"):
+        read_table({"execution": {"offload": "disk"}}, "file")
