@@ -157,6 +157,7 @@ class Job:
         device: What torch is told.
         threads: Threads that torch computes with.
         parent: Process id of the run; the worker ends when that process does.
+        offload: What of a model stays in the host's memory, of ``harness.models.offload.OFFLOADS``.
     """
 
     task: Task
@@ -164,6 +165,7 @@ class Job:
     device: str
     threads: int
     parent: int
+    offload: str = "none"
 
     def to_json(self) -> str:
         """One JSON document."""
@@ -179,6 +181,7 @@ class Job:
             device=raw["device"],
             threads=raw["threads"],
             parent=raw["parent"],
+            offload=raw["offload"],
         )
 
 

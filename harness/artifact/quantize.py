@@ -15,6 +15,7 @@ from harness.measure.memory import peak_memory
 from harness.method import Method, QuantContext, QuantReport, resolve_options
 from harness.models.families import family_by_name
 from harness.models.families.base import linear_at, target_linears
+from harness.models.offload import computing_device
 from harness.models.sample import denoise, denoiser_step
 from harness.models.trajectories import CalibrationPool
 from harness.quant.layers.artifact import artifact_bytes, save_artifact
@@ -112,7 +113,7 @@ def quantize(
             bits=bits,
             options=chosen,
             family=facts,
-            device=pipeline.device,
+            device=computing_device(pipeline),
             seed=seed,
             figures=figures,
             progress=progress,
@@ -122,7 +123,7 @@ def quantize(
             sampler=lambda noise: unprompted_outputs(pipeline, gen, noise, text),
             kept=None if kept is None else Kept(kept),
         )
-        with peak_memory(pipeline.device) as peak, ctx.part("other"):
+        with peak_memory(computing_device(pipeline)) as peak, ctx.part("other"):
             report = method.quantize_(transformer, ctx)
     before = 0.0 if ctx.kept is None else ctx.kept.seconds_before
     report = dataclasses.replace(

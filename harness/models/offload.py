@@ -28,24 +28,23 @@ def place_(pipeline: DiffusionPipeline, *, device: str, offload: str = NONE) -> 
     Args:
         pipeline: On the CPU.
         device: Where it computes.
-        offload: One of ``OFFLOADS``. ``blocks`` also moves the other components layer by layer.
+        offload: One of ``OFFLOADS``. ``components`` does nothing where there is one alone;
+            ``blocks`` also moves the other components layer by layer.
 
     Raises:
         ValueError: ``offload`` is none of ``OFFLOADS``.
     """
     import torch
-    from torch import nn
 
-    if offload == NONE:
+    parts = _networks(pipeline)
+    if offload == NONE or (offload == COMPONENTS and len(parts) < 2):
         pipeline.to(device)
     elif offload == COMPONENTS:
         pipeline.enable_model_cpu_offload(device=device)
     elif offload == BLOCKS:
         from diffusers.hooks import apply_group_offloading
 
-        for name, part in pipeline.components.items():
-            if not isinstance(part, nn.Module) or not any(True for _ in part.parameters()):
-                continue
+        for name, part in parts.items():
             blockwise = name.startswith("transformer")
             apply_group_offloading(
                 part,
@@ -56,6 +55,16 @@ def place_(pipeline: DiffusionPipeline, *, device: str, offload: str = NONE) -> 
             )
     else:
         raise ValueError(f"offload is {offload!r}, expected {', '.join(OFFLOADS)}")
+
+
+def _networks(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
+    from torch import nn
+
+    return {
+        name: part
+        for name, part in pipeline.components.items()
+        if isinstance(part, nn.Module) and any(True for _ in part.parameters())
+    }
 
 
 def computing_device(pipeline: DiffusionPipeline) -> torch.device:

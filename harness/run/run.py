@@ -76,6 +76,7 @@ def local_executor(prepared: Prepared, store: Store) -> Executor:
         device=prepared.plan.device.id,
         stall_s=prepared.plan.experiment.execution.stall_s,
         folder=prepared.folder / "jobs",
+        offload=prepared.plan.experiment.execution.offload,
     )
 
 

@@ -20,6 +20,7 @@ import torch
 from harness.method import SIMULATED, QuantContext, QuantReport
 from harness.models.block_input import BlockInput
 from harness.models.families.base import linear_at, target_groups
+from harness.models.offload import resident
 from harness.quant.calibration.capture import branch_turns, each_first_block_input, run_block
 from harness.quant.calibration.finished import FinishedBlocks, block_content, content_digests
 from harness.quant.calibration.hessian import linear_hessians, output_error
@@ -225,17 +226,18 @@ class Walk:
         for index, (name, block) in enumerate(blocks[start:], start=start):
             self.say(index)
             before = {} if finished is None else content_digests(block)
-            if self._prepare is not None:
-                self._prepare(block, inputs)
-            targets = self._spill(folder / f"{index}-targets", self._run(block, inputs))
-            yield WalkedBlock(
-                index=index, name=name, block=block,
-                groups=target_groups(self.ctx.family, block, self._modulation),
-                inputs=inputs, targets=targets, given=given, walk=self,
-            )  # fmt: skip
-            passed = targets
-            if self._separate:
-                passed = self._spill(folder / f"{index}-given", self._run(block, given))
+            with resident(block, self.ctx.device):
+                if self._prepare is not None:
+                    self._prepare(block, inputs)
+                targets = self._spill(folder / f"{index}-targets", self._run(block, inputs))
+                yield WalkedBlock(
+                    index=index, name=name, block=block,
+                    groups=target_groups(self.ctx.family, block, self._modulation),
+                    inputs=inputs, targets=targets, given=given, walk=self,
+                )  # fmt: skip
+                passed = targets
+                if self._separate:
+                    passed = self._spill(folder / f"{index}-given", self._run(block, given))
             if finished is not None:
                 content = block_content(block, name, before)
                 finished.commit(index, content, self._told(index, targets, passed))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from harness.bits import IDENTITY_WIDTH
 from harness.method import SIMULATED, LayerReport, QuantContext, QuantReport
 from harness.models.families.base import InputGroup, linear_at, target_linears
+from harness.models.offload import resident
 from harness.quant.layers.activation import ActivationSpec
 from harness.quant.layers.layers import QuantizedLayer, quantized_layers, replace_module_
 
@@ -43,7 +44,11 @@ def quantize_linears_(
         modulation = str(getattr(ctx.options, "modulation", "w"))
     found = target_linears(ctx.family, transformer, modulation)
     for i, (name, group) in enumerate(found.items()):
-        replace_module_(transformer, name, make(linear_at(transformer, name), group))
+        linear = linear_at(transformer, name)
+        home = linear.weight.device
+        with resident(linear, ctx.device):
+            layer = make(linear, group)
+        replace_module_(transformer, name, layer if home == ctx.device else layer.to(home))
         ctx.progress((i + 1) / len(found), name)
     return QuantReport(execution=SIMULATED, layers=layer_reports(transformer))
 

@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from harness.models.offload import NONE
 from harness.spec import Status
 from harness.task import ALIVE, Ended, Event, Job, JudgeTask, Task
 from harness.vbench.interpreter import WORKER as JUDGE
@@ -52,6 +53,7 @@ class LocalExecutor:
         device: What torch is told, where a task is started without a device of its own.
         stall_s: Longest that a worker may be silent; each word of it gives it that time anew.
         folder: Where job files are written.
+        offload: What of a model stays in the host's memory.
         command: The worker's command, for tests.
     """
 
@@ -62,12 +64,14 @@ class LocalExecutor:
         device: str,
         stall_s: float,
         folder: Path,
+        offload: str = NONE,
         command: tuple[str, ...] = WORKER,
     ) -> None:
         self.store = store
         self.device = device
         self.stall_s = stall_s
         self.folder = folder
+        self.offload = offload
         self.command = command
         self._running: dict[str, _Process] = {}
         self._selector = selectors.DefaultSelector()
@@ -128,8 +132,9 @@ class LocalExecutor:
         if isinstance(task, JudgeTask):
             return json.dumps({**task.job, "threads": threads, "parent": parent}) + "\n"
         return Job(
-            task=task, store=self.store, device=device, threads=threads, parent=parent
-        ).to_json()
+            task=task, store=self.store, device=device, threads=threads, parent=parent,
+            offload=self.offload,
+        ).to_json()  # fmt: skip
 
     def stop(self) -> None:
         """End every worker: politely, then surely."""
