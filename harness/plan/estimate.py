@@ -6,18 +6,22 @@ import shutil
 import statistics
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import InfraError
 from harness.models.table import BUNDLED, transformer_parameters
+from harness.plan.fit import model_sizes
+from harness.plan.memory import BYTES
 from harness.score.vbench_judge import PREFIX
 from harness.score.vbench_scorer import expected_s
 from harness.score.vbench_stage import TASK
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from harness.plan.cells import PlannedCell
+    from harness.plan.memory import Sizes
     from harness.plan.plan import Plan
     from harness.spec import GenSpec
     from harness.store.store import Store
@@ -28,6 +32,7 @@ _TEXT_WIDTH = 4096  # of T5-XXL, UMT5-XXL and Llama 8B, which the supported mode
 _LATENT_SHARE = 0.1  # final latents beside raw frames, generously
 _ARTIFACT_BYTES_PER_PARAMETER = 4.0  # every layer kept at float32: the most an artifact can take
 _RESERVE_BYTES = 64 << 20
+_TEXT_WIDTH = 4096  # of the widest text encoders of the families: T5-XXL, UMT5-XXL, Llama 3 8B
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,12 +42,14 @@ class Estimate:
     Attributes:
         seconds: Wall time; None while nothing like it was ever timed here.
         work_s: By task id: seconds of its worker, the weights of the progress bar.
-        disk_bytes: Most that the store will grow.
+        disk_bytes: Most that the store will grow, scratch of calibrations counted in.
+        copied_bytes: Most that the run folder will take where it cannot link to the store.
     """
 
     seconds: float | None
     work_s: dict[str, float]
     disk_bytes: int
+    copied_bytes: int = 0
 
 
 def estimate(plan: Plan, store: Store) -> Estimate:
@@ -80,7 +87,10 @@ def estimate(plan: Plan, store: Store) -> Estimate:
         rate = max((_model_clip_s(m.name, history) or 0.0 for m in plan.models), default=0.0)
         spread += WORKER_START_S + 4 * real * rate
     return Estimate(
-        seconds=spread if known else None, work_s=work, disk_bytes=_disk_bytes(plan) if work else 0
+        seconds=spread if known else None,
+        work_s=work,
+        disk_bytes=_disk_bytes(plan, store.root / "facts") if work else 0,
+        copied_bytes=_copied_bytes(plan) if work else 0,
     )
 
 
@@ -106,9 +116,11 @@ def check_space(plan: Plan, guess: Estimate, store: Store, folder: Path) -> None
         InfraError: It will not fit.
     """
     del plan
-    for place in (store.root, folder):
+    # On one file system the run folder links to what lies in the store.
+    apart = store.root.stat().st_dev != folder.stat().st_dev
+    for place, size in ((store.root, guess.disk_bytes), (folder, guess.copied_bytes * apart)):
         free = shutil.disk_usage(place).free
-        need = guess.disk_bytes + _RESERVE_BYTES if guess.work_s else 0
+        need = size + _RESERVE_BYTES if guess.work_s else 0
         if free < need:
             raise InfraError(
                 f"'{place}' has {free / 1e6:.0f} MB free, the run may need {need / 1e6:.0f} MB",
@@ -173,8 +185,10 @@ def _rates(
     return clip, 0.0 if planned.facts.unquantized else quantize
 
 
-def _disk_bytes(plan: Plan) -> int:
+def _disk_bytes(plan: Plan, cache: Path) -> int:
     total = 0.0
+    scratch: list[float] = []
+    sizes = {model.name: model_sizes(plan, model, cache) for model in plan.models}
     for planned in plan.cells:
         if planned.done:
             continue
@@ -182,10 +196,10 @@ def _disk_bytes(plan: Plan) -> int:
         if planned.needs_quantizing:
             parameters = transformer_parameters(planned.cell.model)
             total += parameters * _ARTIFACT_BYTES_PER_PARAMETER
+            scratch.append(scratch_bytes(planned.facts.options, sizes[planned.cell.model.name]))
+    total += sum(sorted(scratch)[-plan.jobs :])  # a worker deletes its own before the next row
     for pool in plan.pools.values():
-        # A call a step, two guidance branches, float32 latents and text states.
-        latents = 4 * clip_bytes(pool.gen) * _LATENT_SHARE
-        total += len(pool.prompts) * pool.gen.steps * 2 * latents
+        total += pool_bytes(len(pool.prompts), pool.gen, sizes[pool.model.name])
     for text in plan.texts.values():
         total += len(text.texts) * (0 if text.model.name in BUNDLED else text_bytes(text.gen))
     return int(total)
@@ -194,6 +208,47 @@ def _disk_bytes(plan: Plan) -> int:
 def text_bytes(gen: GenSpec) -> int:
     """Bytes that one encoded prompt takes in the store, both guidance branches."""
     return 2 * gen.max_text_tokens * _TEXT_WIDTH * (4 if gen.dtype == "float32" else 2)
+
+
+def scratch_bytes(options: Mapping[str, Any], sizes: Sizes | None) -> float:
+    """Most that a calibration spills at a time: inputs and targets of one block, all samples.
+
+    Where a method trains on what the quantized blocks before it deliver, both are there twice.
+
+    Args:
+        options: The method's, defaults filled in.
+        sizes: The model; None where its tokens are not known.
+    """
+    samples = int(options.get("samples") or 0)
+    if sizes is None or not samples:
+        return 0.0
+    shape = sizes.shape
+    streams = 4 if options.get("inputs") == "quantized" else 2
+    branches = shape.rows * shape.calls if options.get("branches") == "both" else 1
+    tokens = shape.video_tokens + shape.text_tokens
+    return float(samples * branches * streams * tokens * shape.width * BYTES[sizes.gen.dtype])
+
+
+def pool_bytes(prompts: int, gen: GenSpec, sizes: Sizes | None) -> float:
+    """Most that recorded trajectories take: latents of every step, and the encoded texts.
+
+    Args:
+        prompts: Recorded prompts.
+        gen: Generation settings.
+        sizes: The model; None takes the latents to be as many as a generous share of the pixels.
+    """
+    if sizes is None:
+        return prompts * gen.steps * 2 * 4 * clip_bytes(gen) * _LATENT_SHARE
+    shape = sizes.shape
+    branches = shape.rows * shape.calls
+    texts = branches * shape.text_tokens * _TEXT_WIDTH
+    return float(4 * prompts * ((gen.steps + 1) * branches * shape.latent + texts))
+
+
+def _copied_bytes(plan: Plan) -> int:
+    """Clips of every row, each at most as large as its raw frames."""
+    every = (len(c.task.clips) * clip_bytes(c.cell.gen) for c in plan.cells if not c.unsupported)
+    return int(sum(every))
 
 
 def clip_bytes(gen: GenSpec) -> float:
