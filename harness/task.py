@@ -115,6 +115,7 @@ class MeasureTask:
         turns: How often each row is opened and timed.
         steps: Denoising steps that are timed in a turn.
         text: Key of the encoded empty prompt.
+        offload: What of the model waits in the host's memory meanwhile.
     """
 
     id: str
@@ -126,6 +127,7 @@ class MeasureTask:
     steps: int
     text: str = ""
     kind: str = MEASURE
+    offload: str = "none"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

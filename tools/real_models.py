@@ -24,9 +24,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
-from harness.models.parts import Part  # noqa: E402
 from harness.models.families import family_by_name  # noqa: E402
 from harness.models.offload import OFFLOADS  # noqa: E402
+from harness.models.parts import Part  # noqa: E402
 from harness.plan.memory import (  # noqa: E402
     HESSIANS,
     LAYERS,

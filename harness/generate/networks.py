@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from harness.models.offload import NONE, loading_device, place_
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -13,7 +15,12 @@ if TYPE_CHECKING:
 
 
 def open_denoiser(
-    model: ModelSpec, gen: GenSpec, device: str, artifact: Path | None = None
+    model: ModelSpec,
+    gen: GenSpec,
+    device: str,
+    artifact: Path | None = None,
+    *,
+    offload: str = NONE,
 ) -> DiffusionPipeline:
     """Open a row's denoiser; of a quantized one nothing is read but its artifact.
 
@@ -22,16 +29,21 @@ def open_denoiser(
         gen: Settings; says the dtype.
         device: ``cpu``, ``cuda``, ``cuda:1``.
         artifact: Folder of the artifact; None for the full-precision denoiser.
+        offload: What of it waits in the host's memory.
     """
     from harness.models.load import load_pipeline
 
+    start = loading_device(device, offload)
     if artifact is None:
-        return load_pipeline(model, device=device, dtype=gen.dtype, parts={"denoiser"})
-    from harness.quant.layers.artifact import open_quantized_denoiser
+        pipeline = load_pipeline(model, device=start, dtype=gen.dtype, parts={"denoiser"})
+    else:
+        from harness.quant.layers.artifact import open_quantized_denoiser
 
-    pipeline = load_pipeline(model, device=device, dtype=gen.dtype, parts=())
-    config = dict(pipeline.transformer.config)
-    pipeline.transformer = open_quantized_denoiser(artifact, device=device, config=config)
+        pipeline = load_pipeline(model, device=start, dtype=gen.dtype, parts=())
+        config = dict(pipeline.transformer.config)
+        pipeline.transformer = open_quantized_denoiser(artifact, device=start, config=config)
+    if offload != NONE:
+        place_(pipeline, device=device, offload=offload)
     return pipeline
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
+from harness.models.offload import NONE, loading_device, place_
 from harness.models.tiling import before_decoding
 from harness.store.keys import Keyed, digest, model_identity
 from harness.store.sources import sources_digest
@@ -59,7 +60,12 @@ def text_keys(
 
 
 def encode_missing(
-    task: TextTask, store: Store, device: str, progress: Callable[[float, str], None]
+    task: TextTask,
+    store: Store,
+    device: str,
+    progress: Callable[[float, str], None],
+    *,
+    offload: str = NONE,
 ) -> None:
     """Encode the texts that the store lacks; the encoders are loaded once, and nothing else is."""
     from safetensors.torch import save_file
@@ -71,7 +77,10 @@ def encode_missing(
     if not missing:
         return
     gen = before_decoding(task.gen)
-    pipeline = load_pipeline(task.model, device=device, dtype=gen.dtype, parts={"text"})
+    start = loading_device(device, offload)
+    pipeline = load_pipeline(task.model, device=start, dtype=gen.dtype, parts={"text"})
+    if offload != NONE:
+        place_(pipeline, device=device, offload=offload)
     for i, (text, wanted) in enumerate(missing.items()):
         progress(i / len(missing), f"text {i + 1}/{len(missing)}")
         with store.build("text", wanted.key, wanted.inputs, {"label": task.model.name}) as folder:

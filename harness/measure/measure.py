@@ -26,6 +26,7 @@ import psutil
 from harness.errors import HarnessError
 from harness.generate.networks import open_decoder, open_denoiser
 from harness.generate.text import read_text
+from harness.models.offload import NONE
 from harness.spec import COST, Metric, Value
 from harness.store.keys import Keyed
 from harness.store.sources import sources_digest
@@ -77,6 +78,8 @@ def measure_task(
     rows: Sequence[MeasuredRow],
     cohort: Mapping[str, Any],
     text: str,
+    *,
+    offload: str = NONE,
 ) -> MeasureTask:
     """The measuring of one model's rows, with the key of what it leaves.
 
@@ -86,13 +89,15 @@ def measure_task(
         rows: All rows that take turns.
         cohort: Device, libraries, threads.
         text: Key of the encoded empty prompt: the time of a clip does not depend on what it shows.
+        offload: What of the model waits in the host's memory; times and peaks depend on it.
     """
+    placed = {} if offload == NONE else {"offload": offload}
     measure = Keyed.of(
         "measure",
         {
             "rows": sorted(f"{row.cell}={row.artifact}" for row in rows),
             "gen": gen,
-            "cohort": {**cohort, "model": model.revision + model.variant},
+            "cohort": {**cohort, "model": model.revision + model.variant, **placed},
             "protocol": {"turns": TURNS, "steps": STEPS, "warmup": WARMUP},
             "sources": sources_digest([__name__, "harness.measure.memory"]),
         },
@@ -106,6 +111,7 @@ def measure_task(
         turns=TURNS,
         steps=STEPS,
         text=text,
+        offload=offload,
     )
 
 
@@ -216,7 +222,7 @@ class _Bench:
 
         task, text = self.task, read_text(self.store, self.task.text)
         folder = self.store.folder("artifact", row.artifact) if row.artifact else None
-        pipeline = open_denoiser(task.model, task.gen, self.device, folder)
+        pipeline = open_denoiser(task.model, task.gen, self.device, folder, offload=task.offload)
         step = denoiser_step(pipeline, task.gen, text)
         for _ in range(WARMUP):
             step()

@@ -57,6 +57,11 @@ def place_(pipeline: DiffusionPipeline, *, device: str, offload: str = NONE) -> 
         raise ValueError(f"offload is {offload!r}, expected {', '.join(OFFLOADS)}")
 
 
+def loading_device(device: str, offload: str) -> str:
+    """Where a pipeline is loaded to that ``place_`` then puts on a device."""
+    return device if offload == NONE else "cpu"
+
+
 def _networks(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
     from torch import nn
 

@@ -147,7 +147,9 @@ def _hub_parts(spec: ModelSpec) -> tuple[Part, ...]:
         for name, kind in weighty(index).items():
             own = [f for f in files if f.startswith(f"{name}/") and f.endswith(".safetensors")]
             heads = [
-                api.parse_safetensors_file_metadata(spec.repo, f"{name}/{f}", revision=spec.revision)
+                api.parse_safetensors_file_metadata(
+                    spec.repo, f"{name}/{f}", revision=spec.revision
+                )
                 for f in loaded_files([f.partition("/")[2] for f in own])
             ]
             found.append(

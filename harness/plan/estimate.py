@@ -32,7 +32,6 @@ _TEXT_WIDTH = 4096  # of T5-XXL, UMT5-XXL and Llama 8B, which the supported mode
 _LATENT_SHARE = 0.1  # final latents beside raw frames, generously
 _ARTIFACT_BYTES_PER_PARAMETER = 4.0  # every layer kept at float32: the most an artifact can take
 _RESERVE_BYTES = 64 << 20
-_TEXT_WIDTH = 4096  # of the widest text encoders of the families: T5-XXL, UMT5-XXL, Llama 3 8B
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

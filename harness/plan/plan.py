@@ -17,6 +17,8 @@ from harness.measure.measure import METRICS as COST_METRICS
 from harness.measure.measure import measure_task
 from harness.models.request import check_request
 from harness.models.table import BUNDLED, describe_spec, model_spec
+from harness.models.offload import NONE
+from harness.models.table import BUNDLED, model_spec
 from harness.plan.cells import CellPlanner, PlannedCell
 from harness.plan.registry import BrokenMethodError, MethodFacts, describe, find_method
 from harness.plan.suites import load_suite, refuse_overlap
@@ -293,6 +295,8 @@ def _run_id(
     identity.pop("execution")
     identity.pop("lenient")  # how the rows were named, not which they are
     identity["measure"] = experiment.execution.measure
+    if experiment.execution.measure and experiment.execution.offload != NONE:
+        identity["offload"] = experiment.execution.offload  # times and peaks depend on it
     # Where the judge is installed and how it is spread neither; what it is asked does, where it is
     # not what the suite asks anyway.
     asked, judge = identity.pop("metrics"), identity.pop("judge")
@@ -325,4 +329,5 @@ def plan_measuring(plan: Plan, model: ModelSpec, finished: set[str]) -> MeasureT
         return None
     gen = plan.gens[model.name]
     text = plan.text_keys[model.name][EMPTY].key
-    return measure_task(model, gen, rows, cohort(plan.device, gen, cores()), text)
+    timed = cohort(plan.device, gen, cores())
+    return measure_task(model, gen, rows, timed, text, offload=plan.experiment.execution.offload)

@@ -78,7 +78,9 @@ def run_job(job: Job, events: Events, pulse: Pulse) -> None:
         from harness.generate.text import encode_missing
 
         with pulse.feeling_modules():
-            encode_missing(job.task, store, job.device, events.progress("encode"))
+            encode_missing(
+                job.task, store, job.device, events.progress("encode"), offload=job.offload
+            )
     elif isinstance(job.task, PoolTask):
         with pulse.feeling_modules():
             _pool(job.task, job, store, events)
@@ -115,7 +117,7 @@ def _pool(task: PoolTask, job: Job, store: Store, events: Events) -> None:
         if store.find("pool", task.pool.key) is None:
             recorded = work.folder / "pool"
             recorded.mkdir(exist_ok=True)
-            pipeline = open_denoiser(task.model, task.gen, job.device)
+            pipeline = open_denoiser(task.model, task.gen, job.device, offload=job.offload)
             record_pool(
                 pipeline, task.prompts, task.gen,
                 seed=task.seed, folder=recorded, progress=events.progress("record"),
@@ -157,7 +159,8 @@ class _Cell:
         from harness.generate.networks import open_denoiser
 
         folder = None if artifact is None else artifact.folder
-        return open_denoiser(self.task.model, self.task.gen, self.job.device, folder)
+        task, job = self.task, self.job
+        return open_denoiser(task.model, task.gen, job.device, folder, offload=job.offload)
 
     def _quantize(self) -> Entry | None:
         """Find the artifact or make it; it is verified before it is published."""

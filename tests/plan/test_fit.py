@@ -148,9 +148,7 @@ def test_a_run_that_cannot_fit_is_two_lines_and_starts_no_worker(
     assert not (large / "out/jobs").exists()
 
 
-def test_a_dry_run_prints_the_peak_of_every_stage(
-    large: Path, machine: Callable[[int, int], None]
-):
+def test_a_dry_run_prints_the_peak_of_every_stage(large: Path, machine: Callable[[int, int], None]):
     machine(24 * GB, 24 * GB)
     code, text = run(large, "--dry-run", "--device", "cpu", "--jobs", "1")
     assert code == 0

@@ -61,9 +61,7 @@ def cogvideox() -> Sizes:
 
 def part(name: str, module: Any) -> Part:
     count = sum(p.numel() for p in module.parameters())
-    return Part(
-        name=name, kind=type(module).__name__, parameters=count, config=dict(module.config)
-    )
+    return Part(name=name, kind=type(module).__name__, parameters=count, config=dict(module.config))
 
 
 def shape_of(name: str) -> tuple[Any, DenoiserShape, GenSpec]:

@@ -219,3 +219,22 @@ def test_another_length_dtype_or_no_guidance_is_another_encoded_text(place: Path
     assert len(set(keys)) == 4
     same = plan(place, {"gen": {"steps": 3, "guidance": 9.0}}, methods=(TOY,))
     assert same.text_keys["model"]["one"].key == keys[0]
+
+
+def test_offload_makes_other_measurements_and_no_other_clips(place: Path) -> None:
+    none = plan(place, methods=(TOY,))
+    blocks = plan(place, methods=(TOY,), offload="blocks")
+    keys = [[clip.clip.key for c in p.cells for clip in c.task.clips] for p in (none, blocks)]
+    assert keys[0] == keys[1]
+    assert none.run != blocks.run
+    names = {c.cell.id for c in none.cells}
+    measures = [plan_measuring(p, p.models[0], names) for p in (none, blocks)]
+    assert measures[0] is not None
+    assert measures[1] is not None
+    assert measures[0].measure.key != measures[1].measure.key
+    assert measures[1].offload == "blocks"
+    unmeasured = [
+        plan(place, {"execution": {"measure": False}}, methods=(TOY,), offload=o).run
+        for o in ("none", "blocks")
+    ]
+    assert unmeasured[0] == unmeasured[1]
