@@ -22,7 +22,7 @@ import torch
 TRACED = Path(__file__).resolve().parents[1] / "harness/measure/traced.py"
 HEADS, HEAD, EMBEDDED = 30, 64, 512  # of CogVideoX-2B: defaults of its class in diffusers
 WIDTH = HEADS * HEAD
-TOKENS, TEXT = (256, 768), 64
+TOKENS, TEXT = (1024, 2048), 64
 LAYERS, BLOCKS, CALL_TOKENS = 2, 4, 512
 
 
@@ -107,7 +107,7 @@ def train(block: Any, tokens: int, *, steps: int = 1) -> tuple[int, float]:
 
 
 def packed() -> dict[str, Any]:
-    """Resident bytes a weight of simulated 4-bit layers that have run, and extra bytes of a call."""
+    """Resident bytes a weight of simulated 4-bit layers, and extra bytes of a call."""
     from harness.quant.layers.activation import ActivationSpec
     from harness.quant.layers.linear import WeightSpec, quantize_linear
 

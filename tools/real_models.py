@@ -2,8 +2,9 @@
 
     python tools/real_models.py [--check] [--time]
 
-Configs stand in ``tools/real_models.toml``, each with its source. Parameters are counted by building
-the classes on the meta device, which takes no memory; peaks are those of ``harness.plan.memory``.
+Configs stand in ``tools/real_models.toml``, each with its source. Parameters are counted by
+building the classes on the meta device, which takes no memory; peaks are those of
+``harness.plan.memory``.
 ``--time`` times a block at real width on this machine first and keeps what it found in
 ``tools/real_models_timed.json``, from which the hours are scaled; ``--check`` writes nothing and
 exits with 1 where the page is another.
@@ -51,8 +52,8 @@ DENOISERS = {
 DEVICES_GB = (24, 48, 80)
 KINDS = (LAYERS, HESSIANS, TRAINING)
 
-# Dense throughput of an A100 (NVIDIA A100 datasheet): 312 TFLOP/s in bfloat16, 19.5 in float32. What
-# of it a whole pass sustains is an assumption.
+# Dense throughput of an A100 (NVIDIA A100 datasheet): 312 TFLOP/s in bfloat16, 19.5 in float32.
+# What of it a whole pass sustains is an assumption.
 HALF_FLOPS, SINGLE_FLOPS = 0.4 * 312e12, 0.7 * 19.5e12
 
 PROMPTS, SAMPLES, STEPS = 10, 40, 600
@@ -146,9 +147,10 @@ _HEAD = """# Real models at real size
 
 Written by `python tools/real_models.py`; a test holds the page to what the command writes. Every
 number is an **estimate**: parameters are counted on the meta device from configs that are named
-below, peaks follow from the formulas of `harness/plan/memory.py`, which tests hold to within 20 % of
-measured peaks on a CPU. No GPU was used. Work space of kernels and the fragmentation of an allocator
-come on top; a run is refused only where the estimate is more than 20 % above what the device has.
+below, peaks follow from the formulas of `harness/plan/memory.py`, which tests hold to within 20 %
+of a measured peak on a CPU and 10 % of a trace of every tensor at real size. No GPU was used. Work
+space of kernels and the fragmentation of an allocator come on top; a run is refused only where the
+estimate is more than 20 % above what the device has.
 
 GB are 10^9 bytes. `none`, `components` and `blocks` are the values of `[execution] offload`."""
 
@@ -176,8 +178,9 @@ def _sizes(models: list[RealModel]) -> list[str]:
 def _peaks(models: list[RealModel]) -> list[str]:
     rows = [
         "", "## Peak of each stage on the device, GB", "",
-        "`denoise` holds all guidance branches of a step that are computed together; simulated rows "
-        "are at 4 bits. `host` is what the process keeps in the host's memory with `blocks`.", "",
+        "`denoise` holds all guidance branches of a step that are computed together; simulated "
+        "rows are at 4 bits. `host` is what the process keeps in the host's memory with "
+        "`blocks`.", "",
         f"| model | stage | {' | '.join(OFFLOADS)} | host |", "|---|---|--:|--:|--:|--:|",
     ]  # fmt: skip
     for model in models:
@@ -235,11 +238,12 @@ def _hours(models: list[RealModel]) -> list[str]:
         f"Scaled by the number of operations from one timed block: {timed['what']}, "
         f"{timed['tokens']} tokens, float32, {timed['threads']} thread of {timed['processor']}: "
         f"{timed['forward_s']:.2f} s a pass, {timed['step_s']:.2f} s a training step "
-        f"({ratio:.1f} passes), {rate / 1e9:.0f} GFLOP/s sustained in the pass. The first column of "
-        "hours is that rate, on that one thread. The second is **not measured**: it assumes "
-        f"{HALF_FLOPS / 1e12:.0f} TFLOP/s in 16-bit passes and {SINGLE_FLOPS / 1e12:.0f} in float32 "
-        "training steps (40 % and 70 % of an A100's dense peaks) and the timed ratio of a step to a "
-        f"pass. Budget: {PROMPTS} recorded prompts, {SAMPLES} samples of one guidance branch, "
+        f"({ratio:.1f} passes), {rate / 1e9:.0f} GFLOP/s sustained in the pass. The first column "
+        "of hours is that rate, on that one thread. The second is **not measured**: it assumes "
+        f"{HALF_FLOPS / 1e12:.0f} TFLOP/s in 16-bit passes and {SINGLE_FLOPS / 1e12:.0f} in "
+        "float32 training steps (40 % and 70 % of an A100's dense peaks) and the timed ratio of a "
+        "step to a pass. "
+        f"Budget: {PROMPTS} recorded prompts, {SAMPLES} samples of one guidance branch, "
         f"{STEPS} training steps a block. Loading, rounding and the disk are left out.", "",
         "| model | part | PFLOP | hours, timed thread | hours, assumed GPU |",
         "|---|---|--:|--:|--:|",

@@ -1,27 +1,31 @@
-"""What a pipeline is made of: parameters and configs of its components, without loading any."""
+"""What a pipeline is made of: parameters and configs of its networks, without loading any."""
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
-from harness.models.hub import MODEL_INDEX
+from harness.models.files import (
+    choose_weights,
+    components,
+    files_of,
+    has_weights,
+    shards_of,
+    weight_files,
+)
+from harness.models.hub import MODEL_INDEX, fetch
 
 if TYPE_CHECKING:
     from harness.spec import ModelSpec
 
-WEIGHTY = ("text_encoder", "transformer", "vae")
-"""What the names of the components begin with that a run from text needs and that have weights."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
-    """One component with weights.
+    """One network of a pipeline.
 
     Attributes:
         name: As ``model_index.json`` has it: ``text_encoder_2``.
@@ -47,7 +51,7 @@ class Part:
 
 
 def parts(spec: ModelSpec, cache: Path) -> tuple[Part, ...]:
-    """The components of a model.
+    """The networks of a model that a run from text loads.
 
     Args:
         spec: Folder, or hub id and revision.
@@ -64,8 +68,7 @@ def parts(spec: ModelSpec, cache: Path) -> tuple[Part, ...]:
 
     path = cache / f"{digest(['parts', spec.repo, spec.revision])}.json"
     if path.is_file():
-        held = json.loads(path.read_text(encoding="utf-8"))
-        return tuple(Part(**entry) for entry in held)
+        return tuple(Part(**entry) for entry in json.loads(path.read_text(encoding="utf-8")))
     found = _hub_parts(spec)
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, json.dumps([plain(entry) for entry in found]))
@@ -73,45 +76,23 @@ def parts(spec: ModelSpec, cache: Path) -> tuple[Part, ...]:
 
 
 def folder_parts(folder: Path) -> tuple[Part, ...]:
-    """The components of a folder in diffusers format, from configs and headers of weight files.
+    """The networks of a folder in diffusers format, from configs and headers of weight files.
+
+    One whose weights cannot be loaded counts none: that it cannot is said where models are loaded.
 
     Raises:
         HarnessError: A file cannot be read.
     """
     found = []
-    for name, kind in weighty(_json(folder / MODEL_INDEX)).items():
-        place = folder / name
-        files = loaded_files([p.name for p in place.glob("*.safetensors")])
-        found.append(
-            Part(
-                name=name,
-                kind=kind,
-                parameters=sum(header_parameters(place / file) for file in files),
-                config=_json(place / "config.json"),
-            )
-        )
+    for name, (library, kind) in _networks(_json(folder / MODEL_INDEX)).items():
+        try:
+            files = weight_files(folder, name, library)
+        except HarnessError:
+            files = ()
+        count = sum(header_parameters(path) for path in files)
+        config = _json(folder / name / "config.json")
+        found.append(Part(name=name, kind=kind, parameters=count, config=config))
     return tuple(found)
-
-
-def weighty(index: dict[str, Any]) -> dict[str, str]:
-    """Class of every component that has weights, from the content of ``model_index.json``."""
-    return {
-        name: str(value[1])
-        for name, value in index.items()
-        if name.startswith(WEIGHTY) and isinstance(value, list) and value[0] is not None
-    }
-
-
-def loaded_files(names: list[str]) -> list[str]:
-    """Of the weight files of a component those that are loaded: a variant only where nothing else is.
-
-    A file in one piece is taken before shards of the same.
-    """
-    variant = re.compile(r"\.(fp16|bf16|fp32)(\.|-)")
-    plain = [name for name in names if not variant.search(name)]
-    chosen = plain or names
-    whole = [name for name in chosen if not re.search(r"-\d{5}-of-\d{5}", name)]
-    return sorted(whole[:1] if whole else chosen)
 
 
 def header_parameters(path: Path) -> int:
@@ -134,32 +115,30 @@ def header_parameters(path: Path) -> int:
         ) from cause
 
 
+def _networks(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    return {name: entry for name, entry in components(index).items() if has_weights(name)}
+
+
 def _hub_parts(spec: ModelSpec) -> tuple[Part, ...]:
     from huggingface_hub import HfApi
 
-    from harness.models.hub import fetch
-
-    api = HfApi()
-    index = _json(fetch(spec.repo, MODEL_INDEX, spec.revision))
+    api, revision = HfApi(), spec.revision
+    index = _json(fetch(spec.repo, MODEL_INDEX, revision))
+    found = []
     try:
-        files = api.list_repo_files(spec.repo, revision=spec.revision)
-        found = []
-        for name, kind in weighty(index).items():
-            own = [f for f in files if f.startswith(f"{name}/") and f.endswith(".safetensors")]
+        names = api.list_repo_files(spec.repo, revision=revision)
+        for name, (library, kind) in _networks(index).items():
+            chosen = choose_weights(files_of(names, name), name, library)
+            files = [chosen.file]
+            if chosen.sharded:
+                files = shards_of(fetch(spec.repo, f"{name}/{chosen.file}", revision))
             heads = [
-                api.parse_safetensors_file_metadata(
-                    spec.repo, f"{name}/{f}", revision=spec.revision
-                )
-                for f in loaded_files([f.partition("/")[2] for f in own])
+                api.parse_safetensors_file_metadata(spec.repo, f"{name}/{f}", revision=revision)
+                for f in files
             ]
-            found.append(
-                Part(
-                    name=name,
-                    kind=kind,
-                    parameters=sum(sum(head.parameter_count.values()) for head in heads),
-                    config=_json(fetch(spec.repo, f"{name}/config.json", spec.revision)),
-                )
-            )
+            count = sum(sum(head.parameter_count.values()) for head in heads)
+            config = _json(fetch(spec.repo, f"{name}/config.json", revision))
+            found.append(Part(name=name, kind=kind, parameters=count, config=config))
     except HarnessError:
         raise
     except Exception as cause:  # the client lets errors of its HTTP library through

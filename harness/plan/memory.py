@@ -114,7 +114,7 @@ def peaks(
     Args:
         sizes: The model.
         offload: What stays in the host's memory.
-        kinds: What the methods hold while they calibrate, of ``LAYERS``, ``HESSIANS``, ``TRAINING``.
+        kinds: What methods hold while they calibrate: ``LAYERS``, ``HESSIANS``, ``TRAINING``.
         w_bits: Width of the simulated rows; None where there are none.
         tiled: Whether the decoder works tile by tile; None as the generation settings say.
     """
@@ -144,7 +144,7 @@ def peaks(
 
 
 def on_host(found: Iterable[Peak], workers: int = 1) -> tuple[Peak, ...]:
-    """The same where the device is the processor: everything is the host's, once for each worker."""
+    """The same where the device is the processor: all is the host's, once for each worker."""
     return tuple(
         Peak(
             stage=peak.stage,
@@ -247,7 +247,7 @@ def _one(sizes: Sizes, every: int) -> int:
 
 def _simulated_bytes(sizes: Sizes, w_bits: float) -> int:
     """Weights of a simulated row: blocks as they are kept, the rest as loaded."""
-    bits = facts.SIMULATED_STORED_BITS * w_bits / 4
+    bits = w_bits + facts.SIMULATED_OVERHEAD_BITS
     blocks = len(sizes.denoisers) * sizes.shape.all_block_weights * bits / 8
     return int(blocks) + len(sizes.denoisers) * _outside(sizes)
 
@@ -256,7 +256,8 @@ def _rounding_extra(sizes: Sizes) -> int:
     """Rounding a linear's input, and expanding one weight."""
     shape, width = sizes.shape, BYTES[sizes.gen.dtype]
     rows = shape.rows * shape.tokens * shape.hidden * width
-    return int(facts.SIMULATED_INPUT * rows) + 2 * 4 * shape.width * shape.hidden
+    expanded = width * shape.width * shape.hidden
+    return int(facts.SIMULATED_INPUT * rows) + expanded + facts.SIMULATED_WORK
 
 
 def _latents(sizes: Sizes) -> int:

@@ -112,17 +112,19 @@ DECODERS = {
 TRAINED_VALUES = 58.0
 """float32 values a token and channel that one training step of a block keeps."""
 TRAINED_WEIGHTS = 8.5
-"""float32 copies of a block's weights in its training: parameters, transformed, rounded, gradients."""
+"""float32 copies of a block's weights in training: own, transformed, rounded, gradients."""
 
 HESSIAN_BYTES = 12
 """A value of a second moment: its float32 sum, and the float64 matrix that is made of it."""
 ROUNDING_COPIES = 6
-"""float32 copies of the largest linear while it is rounded: weight, mapped, scaled, codes, errors."""
+"""float32 copies of the largest linear while it is rounded: mapped, scaled, codes, errors."""
 
-SIMULATED_INPUT = 8.0
-"""Copies of a linear's input, at the model's width, while it is rounded in simulated inference."""
-SIMULATED_STORED_BITS = 24.0
-"""Bits kept of a 4-bit weight in simulated inference."""
+SIMULATED_INPUT = 1.0
+"""Copies of a linear's input, in its dtype, while it is rounded in simulated inference."""
+SIMULATED_WORK = 150_000_000
+"""What is in work beside it: at most 2^24 values in float32, twice, and unpacked codes."""
+SIMULATED_OVERHEAD_BITS = 0.1
+"""Bits a weight of steps and zero points, beside those of its codes."""
 
 PROCESS_BYTES = 900_000_000
 """Resident bytes of a worker that has imported torch, diffusers and transformers."""

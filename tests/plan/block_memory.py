@@ -1,4 +1,4 @@
-"""Peak memory of a real-width block beside its estimate, printed as JSON; run by ``test_memory``."""
+"""Peak memory of a real-width block beside its estimate, as JSON; run by ``test_memory``."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,11 +21,19 @@ from tests.plan.test_memory import cogvideox
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 GB = 10**9
 
 
-def budget(device: int, *, on_cpu: bool = False, kinds: tuple[str, ...] = (HESSIANS,), host: int = 200 * GB, setting: Setting | None = None) -> Budget:  # fmt: skip
+def budget(
+    device: int,
+    *,
+    on_cpu: bool = False,
+    kinds: tuple[str, ...] = (HESSIANS,),
+    host: int = 200 * GB,
+    setting: Setting | None = None,
+) -> Budget:
     return Budget(
         model="m", sizes=cogvideox(), kinds=kinds, w_bits=None, on_cpu=on_cpu, device=device,
         host=host, setting=setting or Setting(),
@@ -85,7 +92,7 @@ def test_methods_are_told_apart_by_what_they_do():
 
 @pytest.fixture
 def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the configs of CogVideoX-5B and headers of its size, and nothing behind them."""
+    """A folder with configs of CogVideoX-5B and headers of its size, nothing behind them."""
     monkeypatch.setenv("HARNESS_HOME", str(tmp_path / "home"))
     index = {"_class_name": "CogVideoXPipeline"}
     for part in cogvideox().parts:
@@ -106,8 +113,10 @@ def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(place: Path, *flags: str) -> tuple[int, str]:
-    arguments = ["run", "--model", str(place / "model"), "--suite", str(place / "p.txt"),
-                 "--methods", "rtn", "--no-baselines", "--out", str(place / "out"), *flags]  # fmt: skip
+    arguments = [
+        "run", "--model", str(place / "model"), "--suite", str(place / "p.txt"),
+        "--methods", "rtn", "--no-baselines", "--out", str(place / "out"), *flags,
+    ]  # fmt: skip
     done = CliRunner().invoke(cli, arguments)
     return done.exit_code, done.output + str(done.exception or "")
 
@@ -179,5 +188,5 @@ def test_offload_is_read_from_file_and_flag_and_makes_no_other_run(tmp_path: Pat
     assert resolve(file, Flags()).execution.offload == COMPONENTS
     assert resolve(file, Flags(offload=BLOCKS)).execution.offload == BLOCKS
     assert resolve(ExperimentFile(), Flags()).execution.offload == NONE
-    with pytest.raises(UsageError, match="execution.offload"):
+    with pytest.raises(UsageError, match=r"execution\.offload"):
         read_table({"execution": {"offload": "disk"}}, "file")
