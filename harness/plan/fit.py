@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from harness.spec import ModelSpec
 
 _TRAINS = ("epochs", "iterations")
+"""Options of methods that train, where a method does not tell what it computes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,8 +164,10 @@ def model_sizes(plan: Plan, model: ModelSpec, cache: Path) -> Sizes | None:
 
 
 def kind_of(facts: MethodFacts) -> str:
-    """What a method holds while it calibrates, by its options."""
-    if any(facts.options.get(name) for name in _TRAINS):
+    """What a method holds while it calibrates: by the work it tells of, else by its options."""
+    if any(work.get("steps") for work in facts.work.values()):
+        return TRAINING
+    if not facts.work and any(facts.options.get(name) for name in _TRAINS):
         return TRAINING
     return HESSIANS if facts.needs_calibration else LAYERS
 

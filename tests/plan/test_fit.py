@@ -85,6 +85,8 @@ def facts(**changes: object) -> MethodFacts:
 
 
 def test_methods_are_told_apart_by_what_they_do():
+    assert fit.kind_of(facts(work={"w4a6": {"steps": 600}})) == TRAINING
+    assert fit.kind_of(facts(work={"w4a6": {"steps": 0}}, options={"epochs": 15})) == HESSIANS
     assert fit.kind_of(facts(options={"epochs": 15})) == TRAINING
     assert fit.kind_of(facts(options={"iterations": 0})) == HESSIANS
     assert fit.kind_of(facts(needs_calibration=False)) == fit.LAYERS
