@@ -177,9 +177,9 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def _print_plan(console: Any, prepared: Prepared, store: Any) -> None:
     from rich.table import Table
 
+    from harness.plan.fit import memory_lines
     from harness.plan.model_sheet import lines as sheet_lines
     from harness.plan.model_sheet import model_sheet
-    from harness.plan.fit import memory_lines
     from harness.plan.why import made_again
     from harness.report.terminal import print_whole
 

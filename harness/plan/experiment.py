@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 from harness.bits import BitSpec
 from harness.errors import UsageError
-from harness.models.request import changed
 from harness.models.offload import NONE
+from harness.models.request import changed
 from harness.models.table import BUNDLED
 from harness.plan.experiment_file import ExperimentFile, GenSection, MethodSection
 from harness.plan.registry import several

@@ -15,10 +15,9 @@ from harness.generate.generate import METRICS as CLIP_METRICS
 from harness.generate.text import EMPTY
 from harness.measure.measure import METRICS as COST_METRICS
 from harness.measure.measure import measure_task
+from harness.models.offload import NONE
 from harness.models.request import check_request
 from harness.models.table import BUNDLED, describe_spec, model_spec
-from harness.models.offload import NONE
-from harness.models.table import BUNDLED, model_spec
 from harness.plan.cells import CellPlanner, PlannedCell
 from harness.plan.registry import BrokenMethodError, MethodFacts, describe, find_method
 from harness.plan.suites import load_suite, refuse_overlap
