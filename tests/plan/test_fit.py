@@ -160,10 +160,16 @@ def test_a_run_that_cannot_fit_is_two_lines_and_starts_no_worker(
 
 
 def test_a_dry_run_prints_the_peak_of_every_stage(large: Path, machine: Callable[[int, int], None]):
-    machine(24 * GB, 24 * GB)
+    machine(12 * GB, 12 * GB)
     code, text = run(large, "--dry-run", "--device", "cpu", "--jobs", "1")
     assert code == 0
-    for stage in ("encode text", "denoise", "denoise, simulated", "quantize (layers)", "decode"):
+    for stage in (
+        "encode text",
+        "denoise",
+        "denoise, simulated",
+        "quantize (layers)",
+        "decode, tiled",
+    ):
         assert f"  {stage}: " in text
     assert "above what the device has" in text
 

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from harness.cli.main import cli
 from harness.models import offload
+from harness.run.alive import Pulse
 from harness.spec import GenSpec, ModelSpec, Prompt
 from harness.store.keys import Keyed
 from harness.store.store import Store
@@ -83,5 +84,6 @@ def test_a_worker_opens_what_its_job_says_and_as_it_says(
         task=task, store=tmp_path / "s", device="cuda:1", threads=1, parent=0, offload="blocks"
     )
     with pytest.raises(_Placed):
-        worker.run_job(Job.from_json(job.to_json()), worker.Events(out=io.StringIO()))
+        events = worker.Events(out=io.StringIO())
+        worker.run_job(Job.from_json(job.to_json()), events, Pulse(lambda: None))
     assert placed == [("cpu", "loaded"), ("cuda:1", "blocks")]
