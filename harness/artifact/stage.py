@@ -25,7 +25,8 @@ REPORT = "report.json"
 TOOLKIT = ("harness.quant", "harness.method", "harness.bits")
 _WORK = "harness.artifact.quantize"
 _FAMILIES = "harness.models.families"
-_FAMILY_PARTS = tuple(f"{_FAMILIES}.{n}" for n in ("base", "fold", "fold_targets", "latent"))
+_SHARED = ("base", "dual_stream", "fold", "fold_targets", "latent")
+_FAMILY_PARTS = tuple(f"{_FAMILIES}.{name}" for name in _SHARED)
 SAMPLER = (
     "harness.models.sample",
     "harness.models.text",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 PIPELINES = {
     "CogVideoXPipeline": "cogvideox",
+    "HunyuanVideo15Pipeline": "hunyuanvideo15",
     "HunyuanVideoPipeline": "hunyuanvideo",
     "LTXPipeline": "ltx",
     "LattePipeline": "latte",
@@ -29,6 +30,7 @@ PIPELINES = {
 INSTEAD = {
     "cogvideox": "cogvideox-2b, cogvideox-5b",
     "hunyuanvideo": "hunyuanvideo",
+    "hunyuanvideo15": "hunyuanvideo-1.5-480p, hunyuanvideo-1.5-720p",
     "latte": "latte",
     "ltx": "ltx-video",
     "wan": "wan2.1-1.3b, wan2.1-14b, wan2.2-ti2v-5b",
@@ -54,6 +56,7 @@ _WANTS = {
 _LATENT_CHANNELS = {
     "cogvideox": ("vae.latent_channels", 16),
     "hunyuanvideo": ("vae.latent_channels", 16),
+    "hunyuanvideo15": ("vae.latent_channels", 32),
     "latte": ("vae.latent_channels", 4),
     "ltx": ("vae.latent_channels", 128),
     "wan": ("vae.z_dim", 16),
@@ -86,7 +89,9 @@ def admit(description: Description) -> str:
     refuse_quantized(description)
     path, default = _LATENT_CHANNELS[family]
     latent, read = description.number(path, default), description.fact("transformer.in_channels")
-    if read is not None and read != latent:
+    # its input is the latent, a condition of as many channels, and the condition's mask
+    wanted = 2 * latent + 1 if family == "hunyuanvideo15" else latent
+    if read is not None and read != wanted:
         raise HarnessError(
             f"the denoiser of model '{name}' reads {read} channels and its VAE has {latent}: "
             "it is conditioned on more than text",

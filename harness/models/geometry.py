@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 LATTE_TEXT = 120  # LattePipeline.encode_prompt of diffusers 0.42.1 knows no other
 WAN_TEXT = 512  # text_len of Wan-Video/Wan2.1, wan/configs/shared_config.py
+HUNYUAN15_TEXT = 1000  # tokenizer_max_length of HunyuanVideo15Pipeline, diffusers 0.42.1
 _HUNYUAN_TEMPLATE = 95  # crop_start of HunyuanVideoPipeline's prompt template
 
 
@@ -34,6 +35,8 @@ class Factors:
             leaves the frames alone.
         patch: Latents of a side to one token.
         patch_frames: Latent frames to one token.
+        pairs: Whether the VAE decodes latent frames behind the first two at a time: an odd one out
+            becomes as many frames as two, and the clip is longer than asked.
         padded: Whether the pipeline fills latent frames up to whole patches and cuts the clip.
         pipeline: What the pipeline itself wants height and width to be divided by.
         frames: The only other number of frames than 1, None for any.
@@ -44,6 +47,7 @@ class Factors:
     temporal: int
     patch: int
     patch_frames: int = 1
+    pairs: bool = False
     padded: bool = False
     pipeline: int
     frames: int | None = None
@@ -53,6 +57,11 @@ class Factors:
     def unit(self) -> int:
         """What height and width are divided by."""
         return math.lcm(self.spatial * self.patch, self.pipeline)
+
+    @property
+    def frame_step(self) -> int:
+        """Frames behind the first come in multiples of so many; 0 where the VAE leaves them."""
+        return self.temporal * (2 if self.pairs else 1)
 
     def latent_frames(self, frames: int) -> int:
         """Latent frames of so many frames, filled up where the pipeline does that."""
@@ -99,10 +108,10 @@ def check_gen(description: Description, gen: GenSpec) -> None:
             f"{known.frames} frames, for which its positions are made, or 1", [known.frames],
             "frames",
         )  # fmt: skip
-    if known.temporal and (gen.frames - 1) % known.temporal:
+    if known.frame_step and (gen.frames - 1) % known.frame_step:
         raise _refusal(
             description, f"{gen.frames} frames",
-            f"{known.temporal} k + 1 frames", _around(gen.frames, known.temporal, 1), "frames",
+            f"{known.frame_step} k + 1 frames", _around(gen.frames, known.frame_step, 1), "frames",
         )  # fmt: skip
     if known.latent_frames(gen.frames) % known.patch_frames:
         step = known.patch_frames * max(known.temporal, 1)
@@ -145,6 +154,7 @@ def _cogvideox(description: Description) -> Factors:
         temporal=description.number("vae.temporal_compression_ratio", 4),
         patch=description.number("transformer.patch_size", 2),
         patch_frames=patch_frames,
+        pairs=True,  # num_latent_frames_batch_size of AutoencoderKLCogVideoX
         padded=patch_frames > 1,
         pipeline=8,
         text=(1 if rotary else text, text),
@@ -162,6 +172,18 @@ def _hunyuanvideo(description: Description) -> Factors:
             1,
             description.number("text_encoder.max_position_embeddings", 8192) - _HUNYUAN_TEMPLATE,
         ),
+    )
+
+
+def _hunyuanvideo15(description: Description) -> Factors:
+    spatial = description.number("vae.spatial_compression_ratio", 16)
+    return Factors(
+        spatial=spatial,
+        temporal=description.number("vae.temporal_compression_ratio", 4),
+        patch=description.number("transformer.patch_size", 1),
+        patch_frames=description.number("transformer.patch_size_t", 1),
+        pipeline=spatial,
+        text=(1, HUNYUAN15_TEXT),
     )
 
 
@@ -212,6 +234,7 @@ def _latte(description: Description) -> Factors:
 
 FACTORS: Mapping[str, Callable[[Description], Factors]] = {
     "CogVideoXPipeline": _cogvideox,
+    "HunyuanVideo15Pipeline": _hunyuanvideo15,
     "HunyuanVideoPipeline": _hunyuanvideo,
     "LTXPipeline": _ltx,
     "LattePipeline": _latte,

@@ -45,6 +45,14 @@ HUB = {
         ("cogvideox-2b", "zai-org/CogVideoX-2b", "CogVideoX 2B"),
         ("cogvideox-5b", "zai-org/CogVideoX-5b", "CogVideoX 5B"),
         ("hunyuanvideo", "hunyuanvideo-community/HunyuanVideo", "HunyuanVideo 13B, distilled"),
+        (
+            "hunyuanvideo-1.5-480p", "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v",
+            "HunyuanVideo-1.5 8.3B, 480p",
+        ),
+        (
+            "hunyuanvideo-1.5-720p", "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-720p_t2v",
+            "HunyuanVideo-1.5 8.3B, 720p",
+        ),
         ("wan2.1-1.3b", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "Wan 2.1, 1.3B"),
         ("wan2.1-14b", "Wan-AI/Wan2.1-T2V-14B-Diffusers", "Wan 2.1, 14B"),
         ("wan2.2-ti2v-5b", "Wan-AI/Wan2.2-TI2V-5B-Diffusers", "Wan 2.2, 5B, from text"),

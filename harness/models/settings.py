@@ -114,6 +114,21 @@ _HUNYUAN = {
     **_said("Tencent/HunyuanVideo, sample_video.py", fps=24),
 }
 
+_HUNYUAN15 = {
+    **_said(
+        "Tencent-Hunyuan/HunyuanVideo-1.5, README.md, table of configurations",
+        steps=50, guidance=6.0,
+    ),
+    **_said(
+        "Tencent-Hunyuan/HunyuanVideo-1.5, README.md, example with diffusers", frames=121, fps=24
+    ),
+    **_said("HunyuanVideo15Pipeline of diffusers, tokenizer_max_length", max_text_tokens=1000),
+    **_said(
+        "what HunyuanVideo15Pipeline chooses for a target_size of 640", height=480, width=848
+    ),
+}  # fmt: skip
+_HUNYUAN15_EXAMPLE = "Tencent-Hunyuan/HunyuanVideo-1.5, README.md, example with diffusers"
+
 _WAN_CALL = "diffusers' WanPipeline.__call__"
 _WAN_EXAMPLE = "example of diffusers' WanPipeline"
 _WAN = {
@@ -193,6 +208,24 @@ TABLE = (
         dtype_source="example of diffusers' HunyuanVideoPipeline",
     ),
     Row(pipeline="HunyuanVideoPipeline", values=_HUNYUAN),
+    Row(
+        pipeline="HunyuanVideo15Pipeline", model="HunyuanVideo-1.5 720p",
+        facts={"transformer.num_layers": 54, "transformer.target_size": 960},
+        values={
+            **_HUNYUAN15,
+            **_said(
+                "what HunyuanVideo15Pipeline chooses for a target_size of 960",
+                height=720, width=1280,
+            ),
+        },
+        dtypes=_TO_BFLOAT16, dtype_source=_HUNYUAN15_EXAMPLE,
+    ),
+    Row(
+        pipeline="HunyuanVideo15Pipeline", model="HunyuanVideo-1.5 480p",
+        facts={"transformer.num_layers": 54},
+        values=_HUNYUAN15, dtypes=_TO_BFLOAT16, dtype_source=_HUNYUAN15_EXAMPLE,
+    ),
+    Row(pipeline="HunyuanVideo15Pipeline", values=_HUNYUAN15),
     Row(
         pipeline="WanPipeline", model="Wan2.2-TI2V-5B",
         facts={

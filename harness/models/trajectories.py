@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from diffusers import DiffusionPipeline
+    from torch import nn
 
+    from harness.models.families.base import Family
     from harness.models.text import Conditioning
     from harness.spec import GenSpec, Prompt
 
@@ -63,6 +65,7 @@ class CalibrationPool:
         branches: Guidance branches in a call.
         forwards: Denoiser evaluations spent on recording, each branch counted.
         seconds: Wall time of recording.
+        channels: Channels of the denoiser's input, from the first, that are the latent; None: all.
     """
 
     folder: Path
@@ -71,6 +74,7 @@ class CalibrationPool:
     branches: int
     forwards: int
     seconds: float
+    channels: int | None = None
 
     @classmethod
     def open(cls, folder: Path) -> CalibrationPool:
@@ -83,6 +87,7 @@ class CalibrationPool:
             branches=facts["branches"],
             forwards=facts["forwards"],
             seconds=facts["seconds"],
+            channels=facts["channels"],
         )
 
     @property
@@ -100,7 +105,8 @@ class CalibrationPool:
         """Latent ``[1, ...]`` that enters the denoiser at a step; the final one at ``steps``."""
         if sample.step == self.steps:
             return load_file(_final_path(self.folder, sample.prompt))["latent"]
-        return load_file(_call_path(self.folder, sample))["hidden_states"][:1]
+        given = load_file(_call_path(self.folder, sample))["hidden_states"][:1]
+        return given if self.channels is None else given[:, : self.channels]
 
     def call(self, sample: Sample, device: torch.device | None = None) -> DenoiserCall:
         """Arguments of the denoiser at a candidate."""
@@ -136,7 +142,7 @@ def record_pool(
         progress: Progress callback, called at every step.
         texts: Gives what was made of a prompt before; None for a pipeline with its text encoders.
     """
-    recorder = _Recorder(folder, reverse=family_of(pipeline).guidance == "calls")
+    recorder = _Recorder(folder, family_of(pipeline))
     handle = pipeline.transformer.register_forward_pre_hook(recorder, with_kwargs=True)
     last: list[Tensor] = []
 
@@ -171,6 +177,7 @@ def _write_index(folder: Path, prompts: Sequence[Prompt]) -> None:
         "prompts": [p.id for p in prompts],
         "timesteps": told[0]["timesteps"],
         "branches": told[0]["branches"],
+        "channels": told[0]["channels"],
         "forwards": sum(len(one["timesteps"]) * one["branches"] for one in told),
         "seconds": sum(one["seconds"] for one in told),
         "constants": told[0]["constants"],
@@ -187,16 +194,17 @@ class _Recorder:
 
     Args:
         folder: Where steps are written.
-        reverse: A step's calls come with the conditional branch first.
+        family: Facts about the denoiser: where a step is two calls, the conditional comes first.
     """
 
-    def __init__(self, folder: Path, *, reverse: bool) -> None:
+    def __init__(self, folder: Path, family: Family) -> None:
         self.folder = folder
         self.branches = 0
+        self.channels: int | None = None
         self.timesteps: list[float] = []
         self.constants: dict[str, Any] = {}
         self.tuples: dict[str, int] = {}
-        self._reverse = reverse
+        self._family = family
         self._calls: list[dict[str, Any]] = []
         self._prompt = 0
         self._step = 0
@@ -217,21 +225,24 @@ class _Recorder:
         facts = {
             "timesteps": self.timesteps,
             "branches": self.branches,
+            "channels": self.channels,
             "constants": self.constants,
             "tuples": self.tuples,
             "seconds": seconds,
         }
         replace_file(place / PROMPT_INDEX, json.dumps(facts, indent=1))
 
-    def __call__(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __call__(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if args:
             raise TypeError("the pipeline passes positional arguments to its denoiser")
         self._calls.append(kwargs)
+        self.channels = self._family.latent_channels(denoiser)
 
     def end_step(self) -> None:
         """Write the calls made since the last step as one."""
-        calls = self._calls[::-1] if self._reverse else self._calls
-        kwargs = {name: _stacked([call[name] for call in calls]) for name in calls[0]}
+        calls = self._calls[::-1] if self._family.guidance == "calls" else self._calls
+        stacked = {name: _stacked([call[name] for call in calls]) for name in calls[0]}
+        kwargs = self._family.trimmed(stacked)
         self._calls = []
         tensors: dict[str, Tensor] = {}
         fixed: dict[str, Tensor] = {}

@@ -28,7 +28,8 @@ from harness.models.families import family_by_name
 from harness.models.families.base import target_linears
 from harness.models.trajectories import CalibrationPool, record_pool
 from harness.spec import Prompt
-from harness.testing.miniatures import GENS, MINIATURES, TINY_GEN, WORDS
+from harness.testing.miniatures import GENS, MINIATURES, TINY_GEN
+from harness.testing.texts import WORDS
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

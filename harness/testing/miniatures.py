@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.spec import GenSpec
+from harness.testing.texts import TEXT_WIDTH, byt5, clip_tokenizer, llama_tokenizer, qwen, t5
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,19 +19,19 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from torch import nn
 
-WORDS = (
-    *("a", "on", "the", "to", "background", "red", "green", "blue", "yellow", "circle", "square"),
-    *("triangle", "cross", "white", "black", "striped", "checkered", "moves", "moving", "left"),
-    *("right", "up", "down", "grows", "shrinks", "rotates", "stands", "still"),
-)
 TINY_GEN = GenSpec(height=32, width=32, frames=9, fps=8, steps=4, guidance=4.0, max_text_tokens=8)
 LATTE_GEN = GenSpec(height=32, width=32, frames=4, fps=8, steps=4, guidance=4.0, max_text_tokens=8)
 _TEXT = TINY_GEN.max_text_tokens
-_TEXT_WIDTH = 16
 
 
-def cogvideox(seed: int = 0) -> DiffusionPipeline:
-    """Two blocks of two heads of 16, latents [1, 3, 4, 8, 8]."""
+def cogvideox(seed: int = 0, *, version: str = "1.0") -> DiffusionPipeline:
+    """Two blocks of two heads of 16, latents [1, 3, 4, 8, 8].
+
+    Args:
+        seed: Of the weights.
+        version: ``1.5`` embeds two latent frames as one patch, with rotary positions on a grid that
+            is larger than a clip, as the real one's: latents [1, 4, 4, 8, 8].
+    """
     from diffusers import (
         AutoencoderKLCogVideoX,
         CogVideoXDDIMScheduler,
@@ -39,17 +40,23 @@ def cogvideox(seed: int = 0) -> DiffusionPipeline:
     )
 
     torch.manual_seed(seed)
-    text = _t5()
+    text = t5(_TEXT)
     vae = AutoencoderKLCogVideoX(
         down_block_types=("CogVideoXDownBlock3D",) * 3,
         up_block_types=("CogVideoXUpBlock3D",) * 3,
         block_out_channels=(8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=4,
         temporal_compression_ratio=4, sample_height=32, sample_width=32, scaling_factor=1.0,
     )  # fmt: skip
+    own: dict[str, Any] = {"sample_width": 8, "sample_height": 8, "sample_frames": 9}
+    if version == "1.5":
+        own = {
+            "sample_width": 20, "sample_height": 20, "sample_frames": 17, "patch_size_t": 2,
+            "patch_bias": False, "use_rotary_positional_embeddings": True,
+        }  # fmt: skip
     transformer = CogVideoXTransformer3DModel(
         num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4,
-        time_embed_dim=8, text_embed_dim=16, num_layers=2, sample_width=8, sample_height=8,
-        sample_frames=9, patch_size=2, temporal_compression_ratio=4, max_text_seq_length=_TEXT,
+        time_embed_dim=8, text_embed_dim=16, num_layers=2, patch_size=2,
+        temporal_compression_ratio=4, max_text_seq_length=_TEXT, **own,
     )  # fmt: skip
     _spread_(transformer)
     scheduler = CogVideoXDDIMScheduler(
@@ -69,10 +76,10 @@ def hunyuanvideo(seed: int = 0) -> DiffusionPipeline:
     from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel
 
     torch.manual_seed(seed)
-    tokenizer, letters = _llama_tokenizer(), _clip_tokenizer()
+    tokenizer, letters = llama_tokenizer(), clip_tokenizer()
     encoder = LlamaModel(
         LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=_TEXT_WIDTH, intermediate_size=32,
+            vocab_size=len(tokenizer), hidden_size=TEXT_WIDTH, intermediate_size=32,
             num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=2,
             pad_token_id=tokenizer.pad_token_id,
         )
@@ -92,7 +99,7 @@ def hunyuanvideo(seed: int = 0) -> DiffusionPipeline:
     )  # fmt: skip
     transformer = HunyuanVideoTransformer3DModel(
         in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=1,
-        num_single_layers=1, num_refiner_layers=1, mlp_ratio=2.0, text_embed_dim=_TEXT_WIDTH,
+        num_single_layers=1, num_refiner_layers=1, mlp_ratio=2.0, text_embed_dim=TEXT_WIDTH,
         pooled_projection_dim=8, rope_axes_dim=(4, 6, 6),
     )  # fmt: skip
     _spread_(transformer)
@@ -101,6 +108,38 @@ def hunyuanvideo(seed: int = 0) -> DiffusionPipeline:
             text_encoder=encoder, tokenizer=tokenizer, text_encoder_2=clip, tokenizer_2=letters,
             vae=vae, transformer=transformer,
             scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
+        )
+    )  # fmt: skip
+
+
+def hunyuanvideo15(seed: int = 0) -> DiffusionPipeline:
+    """Two blocks of two heads of 16, latents [1, 4, 3, 8, 8]."""
+    from diffusers import (
+        AutoencoderKLHunyuanVideo15,
+        ClassifierFreeGuidance,
+        FlowMatchEulerDiscreteScheduler,
+        HunyuanVideo15Pipeline,
+        HunyuanVideo15Transformer3DModel,
+    )
+
+    torch.manual_seed(seed)
+    tokenizer, encoder = qwen(crop=108)
+    letters, glyphs = byt5(8)
+    vae = AutoencoderKLHunyuanVideo15(
+        latent_channels=4, block_out_channels=(8, 8, 8), layers_per_block=1,
+        spatial_compression_ratio=4, temporal_compression_ratio=4, scaling_factor=1.0,
+    )  # fmt: skip
+    transformer = HunyuanVideo15Transformer3DModel(
+        in_channels=9, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=2,
+        num_refiner_layers=1, mlp_ratio=2.0, text_embed_dim=TEXT_WIDTH, text_embed_2_dim=8,
+        image_embed_dim=8, rope_axes_dim=(4, 6, 6), target_size=32, task_type="t2v",
+    )  # fmt: skip
+    _spread_(transformer)
+    return _ready(
+        HunyuanVideo15Pipeline(
+            text_encoder=encoder, tokenizer=tokenizer, text_encoder_2=glyphs, tokenizer_2=letters,
+            vae=vae, transformer=transformer, guider=ClassifierFreeGuidance(guidance_scale=6.0),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
         )
     )  # fmt: skip
 
@@ -116,7 +155,7 @@ def wan(seed: int = 0, *, experts: int = 1, expand_timesteps: bool = False) -> D
     from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline
 
     torch.manual_seed(seed)
-    text = _t5("UMT5")
+    text = t5(_TEXT, "UMT5")
     vae = AutoencoderKLWan(
         base_dim=8, z_dim=4, dim_mult=[1, 1, 1], num_res_blocks=1, temperal_downsample=[True, True],
         latents_mean=[0.0] * 4, latents_std=[1.0] * 4, scale_factor_spatial=4,
@@ -138,7 +177,7 @@ def _wan_transformer() -> nn.Module:
 
     transformer: nn.Module = WanTransformer3DModel(
         num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4,
-        text_dim=_TEXT_WIDTH, freq_dim=16, ffn_dim=64, num_layers=2, rope_max_seq_len=16,
+        text_dim=TEXT_WIDTH, freq_dim=16, ffn_dim=64, num_layers=2, rope_max_seq_len=16,
     )  # fmt: skip
     _spread_(transformer)
     return transformer
@@ -154,7 +193,7 @@ def ltx(seed: int = 0) -> DiffusionPipeline:
     )
 
     torch.manual_seed(seed)
-    text = _t5()
+    text = t5(_TEXT)
     vae = AutoencoderKLLTXVideo(
         latent_channels=4, block_out_channels=(8, 8), decoder_block_out_channels=(8, 8),
         down_block_types=("LTXVideoDownBlock3D",) * 2, layers_per_block=(1, 1, 1),
@@ -165,7 +204,7 @@ def ltx(seed: int = 0) -> DiffusionPipeline:
     )  # fmt: skip
     transformer = LTXVideoTransformer3DModel(
         in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16,
-        cross_attention_dim=32, num_layers=2, caption_channels=_TEXT_WIDTH,
+        cross_attention_dim=32, num_layers=2, caption_channels=TEXT_WIDTH,
     )  # fmt: skip
     _spread_(transformer)
     return _ready(
@@ -181,7 +220,7 @@ def latte(seed: int = 0) -> DiffusionPipeline:
     from diffusers import AutoencoderKL, DDIMScheduler, LattePipeline, LatteTransformer3DModel
 
     torch.manual_seed(seed)
-    text = _t5()
+    text = t5(_TEXT)
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=(8, 8, 8), latent_channels=4, norm_num_groups=4, sample_size=32,
@@ -190,7 +229,7 @@ def latte(seed: int = 0) -> DiffusionPipeline:
         num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=8, num_layers=2,
         cross_attention_dim=32, attention_bias=True, sample_size=8, patch_size=2,
         activation_fn="gelu-approximate", norm_type="ada_norm_single", num_embeds_ada_norm=1000,
-        norm_elementwise_affine=False, norm_eps=1e-6, caption_channels=_TEXT_WIDTH,
+        norm_elementwise_affine=False, norm_eps=1e-6, caption_channels=TEXT_WIDTH,
         video_length=LATTE_GEN.frames,
     )  # fmt: skip
     _spread_(transformer)
@@ -205,6 +244,7 @@ def latte(seed: int = 0) -> DiffusionPipeline:
 MINIATURES: dict[str, Callable[..., DiffusionPipeline]] = {
     "cogvideox": cogvideox,
     "hunyuanvideo": hunyuanvideo,
+    "hunyuanvideo15": hunyuanvideo15,
     "wan": wan,
     "ltx": ltx,
     "latte": latte,
@@ -229,56 +269,3 @@ def _spread_(transformer: nn.Module) -> None:
             value.normal_(0.0, value.shape[1] ** -0.5)
         elif name.endswith("bias"):
             value.normal_(0.0, 0.02)
-
-
-def _t5(kind: str = "T5") -> dict[str, Any]:
-    """A word tokenizer of T5's class and a one-layer encoder of T5 or UMT5."""
-    import transformers
-    from transformers import T5Tokenizer
-
-    config, encoder_class = (getattr(transformers, kind + n) for n in ("Config", "EncoderModel"))
-    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
-    vocab += [(f"▁{word}", -1.0) for word in sorted(set(WORDS))]
-    tokenizer = T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=_TEXT)
-    encoder = encoder_class(
-        config(
-            vocab_size=len(vocab), d_model=_TEXT_WIDTH, d_kv=8, d_ff=32, num_layers=1, num_heads=2,
-            feed_forward_proj="gated-gelu", pad_token_id=0, eos_token_id=1,
-        )
-    )  # fmt: skip
-    return {"tokenizer": tokenizer, "text_encoder": encoder}
-
-
-def _llama_tokenizer() -> Any:
-    """A word tokenizer under which the pipeline's template is as long as the pipeline cuts off."""
-    from diffusers.pipelines.hunyuan_video import pipeline_hunyuan_video as module
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    marks = ["<pad>", "<unk>", "<s>"]
-    marks += ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
-    words = {word: i for i, word in enumerate([*marks, *sorted(set(WORDS))])}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.add_special_tokens(marks)
-    template = module.DEFAULT_PROMPT_TEMPLATE
-    before = len(tokenizer.encode(template["template"].partition("{}")[0]).ids)
-    start = " ".join(["<s>"] * (template["crop_start"] - before))
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{start} $A", special_tokens=[("<s>", words["<s>"])]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", bos_token="<s>",
-        padding_side="right",
-    )  # fmt: skip
-
-
-def _clip_tokenizer() -> Any:
-    """CLIP's tokenizer on letters."""
-    from transformers import CLIPTokenizer
-
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    pieces = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{x}</w>" for x in letters)]
-    return CLIPTokenizer(
-        vocab={piece: i for i, piece in enumerate(pieces)}, merges=[], model_max_length=77
-    )

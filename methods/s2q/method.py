@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from harness.api import (
     Deviation,
@@ -236,7 +237,8 @@ class _Run:
         with self.ctx.part("token weights"):
             masses = [block_attention_mass(walked.block, self.family, x) for x in walked.inputs]
         joint = [torch.cat(list(m.values()), 1).mean(0) for m in masses]
-        self.masses.append(torch.stack(joint).mean(0).cpu())
+        # samples differ in text only where what nothing sees, of mass 0, was left out of them
+        self.masses.append(pad_sequence(joint, batch_first=True).mean(0).cpu())
         return [token_weights(m, lowest=self.options.lambda_min, only=only) for m in masses]
 
     def leave_figures(self) -> None:

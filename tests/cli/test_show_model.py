@@ -19,6 +19,8 @@ VIDEO_TOKENS = {
     "cogvideox-5b": 13 * 30 * 45,
     "cogvideox1.5-5b": 11 * 48 * 85,
     "hunyuanvideo": 33 * 45 * 80,
+    "hunyuanvideo-1.5-480p": 31 * 30 * 53,
+    "hunyuanvideo-1.5-720p": 31 * 45 * 80,
     "wan2.1-1.3b": 21 * 30 * 52,
     "wan2.1-14b": 21 * 45 * 80,
     "wan2.2-ti2v-5b": 31 * 22 * 40,

@@ -31,6 +31,10 @@ HUNYUAN = {
     "in_channels": 16, "num_layers": 20, "num_single_layers": 40, "num_attention_heads": 24,
     "patch_size": 2, "patch_size_t": 1, "guidance_embeds": True,
 }  # fmt: skip
+HUNYUAN15 = {
+    "in_channels": 65, "num_layers": 54, "num_attention_heads": 16, "patch_size": 1,
+    "patch_size_t": 1, "target_size": 640,
+}  # fmt: skip
 WAN_13 = {
     "in_channels": 16, "num_layers": 30, "num_attention_heads": 12, "attention_head_dim": 128,
     "ffn_dim": 8960, "patch_size": [1, 2, 2],
@@ -55,6 +59,12 @@ KNOWN: dict[str, dict[str, Any]] = {
     "cogvideox-5b": {"kind": "CogVideoX", "transformer": COG_5B, "stored": "BF16"},
     "cogvideox1.5-5b": {"kind": "CogVideoX", "transformer": COG_15, "stored": "BF16"},
     "hunyuanvideo": {"kind": "HunyuanVideo", "transformer": HUNYUAN, "stored": "BF16"},
+    "hunyuanvideo-1.5-480p": {
+        "kind": "HunyuanVideo15", "transformer": HUNYUAN15, "stored": "BF16"
+    },
+    "hunyuanvideo-1.5-720p": {
+        "kind": "HunyuanVideo15", "transformer": {**HUNYUAN15, "target_size": 960}, "stored": "BF16"
+    },
     "wan2.1-1.3b": {"kind": "Wan", "transformer": WAN_13, "stored": "F32"},
     "wan2.1-14b": {"kind": "Wan", "transformer": WAN_14, "stored": "F32"},
     "wan2.2-ti2v-5b": {
@@ -73,11 +83,21 @@ _VAES: dict[str, tuple[str, dict[str, Any]]] = {
         "AutoencoderKLHunyuanVideo",
         {"latent_channels": 16, "spatial_compression_ratio": 8, "temporal_compression_ratio": 4},
     ),
+    "HunyuanVideo15": (
+        "AutoencoderKLHunyuanVideo15",
+        {"latent_channels": 32, "spatial_compression_ratio": 16, "temporal_compression_ratio": 4},
+    ),
     "Wan": ("AutoencoderKLWan", {"z_dim": 16}),
     "LTX": ("AutoencoderKLLTXVideo", LTX_VAE),
     "Latte": ("AutoencoderKL", {**WIDE_VAE, "latent_channels": 4}),
 }
-_SCHEDULERS = {"CogVideoX": DDIM, "HunyuanVideo": EULER, "Wan": UNIPC, "LTX": DYNAMIC}
+_SCHEDULERS = {
+    "CogVideoX": DDIM,
+    "HunyuanVideo": EULER,
+    "HunyuanVideo15": EULER,
+    "Wan": UNIPC,
+    "LTX": DYNAMIC,
+}
 
 
 def write_known(folder: Path, name: str, *, stored: str | None = None) -> Path:

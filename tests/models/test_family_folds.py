@@ -45,6 +45,19 @@ def hunyuan_single() -> tuple[nn.Module, dict[str, Any]]:
     return HunyuanVideoSingleTransformerBlock(2, 16, 2.0), hunyuan_arguments()
 
 
+def hunyuan15() -> tuple[nn.Module, dict[str, Any]]:
+    from diffusers.models.transformers.transformer_hunyuan_video15 import (
+        HunyuanVideo15TransformerBlock,
+    )
+
+    mask = torch.ones(2, TEXT, dtype=torch.bool)
+    mask[0, -2:] = False
+    return HunyuanVideo15TransformerBlock(2, 16, 2.0), {
+        **hunyuan_arguments(),
+        "attention_mask": mask,
+    }
+
+
 def hunyuan_arguments() -> dict[str, Any]:
     mask = torch.ones(2, 1, 1, 7 + TEXT, dtype=torch.bool)
     mask[..., -2:] = False
@@ -109,6 +122,7 @@ def latte_block(cross: int | None) -> nn.Module:
 BLOCKS: dict[str, tuple[str, Callable[[], tuple[nn.Module, dict[str, Any]]], float]] = {
     "hunyuan dual": ("hunyuanvideo", hunyuan_dual, 1e-10),
     "hunyuan single": ("hunyuanvideo", hunyuan_single, 1e-10),
+    "hunyuan 1.5": ("hunyuanvideo15", hunyuan15, 1e-10),
     "wan": ("wan", wan, 1e-6),  # its norms and modulation run in single precision
     "wan, a timestep a token": ("wan", wan_with_a_timestep_a_token, 1e-6),
     "ltx": ("ltx", ltx, 1e-10),

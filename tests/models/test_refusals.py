@@ -275,7 +275,7 @@ def test_a_model_that_cannot_be_run_starts_no_worker(
 GEN: dict[str, tuple[str, str, str, str]] = {
     "frames between latent frames": (
         "cogvideox-5b", "frames = 10",
-        "cannot make clips of 10 frames: it makes 4 k + 1 frames", "frames = 9 or frames = 13",
+        "cannot make clips of 10 frames: it makes 8 k + 1 frames", "frames = 9 or frames = 17",
     ),
     "frames of LTX": (
         "ltx-video", "frames = 160", "8 k + 1 frames", "frames = 153 or frames = 161",

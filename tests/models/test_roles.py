@@ -77,6 +77,7 @@ WAN_FF = [
 BLOCKS: dict[str, dict[str, list[Row]]] = {
     "cogvideox": {"transformer_blocks": JOINT},
     "hunyuanvideo": {"transformer_blocks": DUAL, "single_transformer_blocks": SINGLE},
+    "hunyuanvideo15": {"transformer_blocks": DUAL},
     "wan": {"blocks": [*SELF, *TEXT, *CROSS_OUT, *WAN_FF]},
     "ltx": {"transformer_blocks": [*SELF, *TEXT, *CROSS_OUT, *FF]},
     "latte": {

@@ -24,6 +24,8 @@ NORMAL = {
     "cogvideox-5b": (480, 720, 49, 8, "bfloat16"),
     "cogvideox1.5-5b": (768, 1360, 81, 16, "bfloat16"),
     "hunyuanvideo": (720, 1280, 129, 24, "bfloat16"),
+    "hunyuanvideo-1.5-480p": (480, 848, 121, 24, "bfloat16"),
+    "hunyuanvideo-1.5-720p": (720, 1280, 121, 24, "bfloat16"),
     "wan2.1-1.3b": (480, 832, 81, 16, "bfloat16"),
     "wan2.1-14b": (720, 1280, 81, 16, "bfloat16"),
     "wan2.2-ti2v-5b": (704, 1280, 121, 24, "bfloat16"),

@@ -41,24 +41,25 @@ def from_the_text(pipeline: Any, gen: Any, seed: int) -> tuple[np.ndarray, torch
     noise = initial_noise(pipeline, gen, generator)
     last: list[torch.Tensor] = []
 
-    def keep(_: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
-        last[:] = [values["latents"]]
-        return values
+    def keep(step: int, latents: torch.Tensor) -> None:
+        last[:] = [latents]
 
     words = {"prompt": TEXT, "negative_prompt": gen.negative_prompt}
     told = {n: v for n, v in facts.arguments(gen).items() if n != "mask_feature"}
-    video = pipeline(
-        **{**told, **words},
-        height=gen.height,
-        width=gen.width,
-        num_inference_steps=gen.steps,
-        guidance_scale=gen.guidance,
-        generator=generator,
-        latents=facts.latents(pipeline, noise),
-        output_type="np",
-        callback_on_step_end=keep,
-        return_dict=False,
-    )[0][0]
+    if hasattr(pipeline, "tokenizer_max_length"):  # where the length is no argument
+        pipeline.tokenizer_max_length = gen.max_text_tokens
+    with facts.sampling(pipeline, gen, keep) as steering:
+        video = pipeline(
+            **{**told, **words},
+            height=gen.height,
+            width=gen.width,
+            num_inference_steps=gen.steps,
+            generator=generator,
+            latents=facts.latents(pipeline, noise),
+            output_type="np",
+            return_dict=False,
+            **steering,
+        )[0][0]
     return np.round(np.clip(video, 0, 1) * 255).astype(np.uint8), last[0]
 
 

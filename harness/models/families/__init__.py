@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from harness.errors import HarnessError, unknown_name
 from harness.models.families.cogvideox import CogVideoX
 from harness.models.families.hunyuanvideo import HunyuanVideo
+from harness.models.families.hunyuanvideo15 import HunyuanVideo15
 from harness.models.families.latte import Latte
 from harness.models.families.ltx import LTX
 from harness.models.families.wan import Wan
@@ -15,10 +16,12 @@ if TYPE_CHECKING:
     from harness.models.families.base import Family
 
 FAMILIES: dict[str, Family] = {
-    known.name: known for known in (CogVideoX(), HunyuanVideo(), Wan(), LTX(), Latte())
+    known.name: known
+    for known in (CogVideoX(), HunyuanVideo(), HunyuanVideo15(), Wan(), LTX(), Latte())
 }
 _BY_CLASS = {
     "CogVideoXTransformer3DModel": "cogvideox",
+    "HunyuanVideo15Transformer3DModel": "hunyuanvideo15",
     "HunyuanVideoTransformer3DModel": "hunyuanvideo",
     "LTXVideoTransformer3DModel": "ltx",
     "LatteTransformer3DModel": "latte",

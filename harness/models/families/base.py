@@ -227,6 +227,21 @@ class Family(Protocol):
     def arguments(self, gen: GenSpec) -> dict[str, Any]:
         """What the pipeline is called with besides text, size, steps, guidance and latents."""
 
+    def latent_channels(self, transformer: nn.Module) -> int | None:
+        """Channels of the denoiser's input, from the first, that are denoised; None for all.
+
+        The others condition it and are the same at every step.
+        """
+        del transformer
+        return None
+
+    def trimmed(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments of a denoiser call without text that the denoiser hides from all its tokens.
+
+        The output is the same; statistics of a layer's input then are of tokens that matter.
+        """
+        return dict(arguments)
+
     @contextmanager
     def sampling(
         self, pipeline: DiffusionPipeline, gen: GenSpec, on_step: Callable[[int, Tensor], None]

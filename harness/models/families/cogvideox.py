@@ -2,7 +2,8 @@
 
 Both norms of a block emit shift, scale and gate for video (chunks 0-2) and text (chunks 3-5) from
 one modulation linear; the LayerNorm between is affine and shared by both, so it is never scaled
-itself.
+itself. CogVideoX1.5 embeds two latent frames as one patch: its pipeline denoises a latent frame
+more than the clip has where their number is odd, and drops the first before decoding.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class CogVideoX(Family):
         p, t = config.patch_size, config.patch_size_t or 1
         _, frames, channels, height, width = latent.shape
         grid = latent.reshape(frames // t, t, channels, height // p, p, width // p, p)
-        return grid.permute(0, 3, 5, 1, 2, 4, 6).reshape(-1, t * channels * p * p)
+        return grid.permute(0, 3, 5, 2, 1, 4, 6).reshape(-1, channels * t * p * p)
 
     def frames(self, transformer: nn.Module, value: Tensor, arguments: Mapping[str, Any]) -> Tensor:
         """Join the latent frames of a patch; frames already stand before channels."""

@@ -14,7 +14,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from harness.models.families.base import Family, InputGroup
-from harness.models.families.fold_targets import ModulationFold, ValueFold
+from harness.models.families.dual_stream import DUAL, own_modulation
+from harness.models.families.fold_targets import ValueFold
 from harness.models.families.latent import patch_frames, patch_tokens
 
 if TYPE_CHECKING:
@@ -26,47 +27,11 @@ if TYPE_CHECKING:
     from harness.models.block_input import BlockInput
     from harness.spec import GenSpec
 
-_VIDEO, _TEXT = "norm1.linear", "norm1_context.linear"
-
-
-def _own(linear: str, shift: int, *, chunks: int = 6) -> ModulationFold:
-    """Fold into a stream's own modulation; the scale follows the shift."""
-    return ModulationFold(linear=linear, chunks=chunks, pairs=((shift, shift + 1),))
-
-
-_DUAL = (
-    InputGroup(
-        name="attn_in", role="attention_in", linears=("attn.to_q", "attn.to_k", "attn.to_v"),
-        fold=_own(_VIDEO, 0),
-    ),
-    InputGroup(
-        name="text_attn_in", role="attention_in", stream="text",
-        linears=("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"), fold=_own(_TEXT, 0),
-    ),
-    InputGroup(
-        name="attn_out", role="attention_out", stream="both", split=True,
-        linears=("attn.to_out.0", "attn.to_add_out"),
-        fold=ValueFold(linears=("attn.to_v", "attn.add_v_proj")),
-    ),
-    InputGroup(
-        name="ff_in", role="feed_forward_in", linears=("ff.net.0.proj",), fold=_own(_VIDEO, 3)
-    ),
-    InputGroup(name="ff_out", role="feed_forward_out", linears=("ff.net.2",)),
-    InputGroup(
-        name="text_ff_in", role="feed_forward_in", stream="text",
-        linears=("ff_context.net.0.proj",), fold=_own(_TEXT, 3),
-    ),
-    InputGroup(
-        name="text_ff_out", role="feed_forward_out", stream="text", linears=("ff_context.net.2",)
-    ),
-    InputGroup(name="modulation", role="modulation", linears=(_VIDEO,)),
-    InputGroup(name="text_modulation", role="modulation", stream="text", linears=(_TEXT,)),
-)  # fmt: skip
 _SINGLE = (
     InputGroup(
         name="attn_in", role="attention_feed_forward_in", stream="both",
         linears=("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
-        fold=_own("norm.linear", 0, chunks=3),
+        fold=own_modulation("norm.linear", 0, chunks=3),
     ),
     InputGroup(
         name="attn_ff_out", role="attention_feed_forward_out", stream="both",
@@ -96,7 +61,7 @@ class HunyuanVideo(Family):
 
     def groups(self, block: nn.Module) -> tuple[InputGroup, ...]:
         """Return the inputs of a dual or a single block."""
-        return _SINGLE if hasattr(block, "proj_mlp") else _DUAL
+        return _SINGLE if hasattr(block, "proj_mlp") else DUAL
 
     def advance(
         self, transformer: nn.Module, index: int, given: BlockInput, out: dict[str, Tensor]

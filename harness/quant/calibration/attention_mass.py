@@ -36,10 +36,11 @@ def attention_mass(
         query: ``[batch, heads, queries, head_dim]``.
         key: ``[batch, heads, keys, head_dim]``.
         scale: Factor on the logits, 1/sqrt(head_dim) if None.
-        mask: Which keys can be seen, bool ``[batch, 1, 1, keys]``; the others get nothing.
+        mask: Which keys a query sees, bool ``[batch, 1, 1 or queries, keys]``; the others get
+            nothing of it. A query that sees none gives nothing.
 
     Returns:
-        ``[batch, keys]``; sums to heads x queries.
+        ``[batch, keys]``; sums to heads x queries that see anything.
     """
     batch, heads, queries, width = query.shape
     keys = key.shape[2]
@@ -49,9 +50,13 @@ def attention_mass(
     transposed = key.float().transpose(-1, -2) * factor
     for start in range(0, queries, tile):
         logits = query[:, :, start : start + tile].float() @ transposed
-        if mask is not None:
-            logits = logits.masked_fill(~mask, -torch.inf)
-        mass += logits.softmax(-1).sum((1, 2))
+        if mask is None:
+            weights = logits.softmax(-1)
+        else:
+            seen = mask if mask.shape[-2] == 1 else mask[:, :, start : start + tile]
+            weights = logits.masked_fill(~seen, -torch.inf).softmax(-1)
+            weights = weights.masked_fill(~seen.any(-1, keepdim=True), 0.0)
+        mass += weights.sum((1, 2))
     return mass
 
 
@@ -90,20 +95,20 @@ class _AttentionTap(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.open and func is functional.scaled_dot_product_attention:
             named = dict(zip(_SDPA, args, strict=False)) | kwargs
-            mask = _keys_seen(named.get("attn_mask"))
+            mask = _seen(named.get("attn_mask"))
             self.masses.append(
                 attention_mass(named["query"], named["key"], kwargs.get("scale"), mask)
             )
         return func(*args, **kwargs)
 
 
-def _keys_seen(mask: Tensor | None) -> Tensor | None:
+def _seen(mask: Tensor | None) -> Tensor | None:
     """The mask where it only hides keys, as padding does.
 
     Raises:
-        ValueError: It is additive, or differs from query to query.
+        ValueError: It is additive.
     """
-    if mask is None or (mask.dtype == torch.bool and mask.shape[-2] == 1):
+    if mask is None or mask.dtype == torch.bool:
         return mask
     raise ValueError(f"a mask of {mask.dtype} {list(mask.shape)} is not a padding mask")
 
