@@ -29,7 +29,7 @@ class TracedMemory(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = 0
         self.peak = 0
         self._known: dict[int, int] = {}
@@ -101,4 +101,5 @@ def traced_peak(call: Callable[[], Any], held: Sequence[torch.Tensor] = ()) -> i
     with torch.no_grad(), FusedAttention(), TracedMemory().known(held) as memory:
         result = call()
     del result
-    return memory.peak
+    peak: int = memory.peak
+    return peak
