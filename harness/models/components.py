@@ -15,7 +15,7 @@ from harness.models.files import choose_weights, weight_files
 from harness.models.loaded import check_finite, check_loading
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     import torch
@@ -147,7 +147,7 @@ def _need_protobuf(folder: Path) -> None:
 def explained(component: Component) -> Iterator[None]:
     """Turn what libraries raise about a component's files into two lines that name it."""
     try:
-        with _quiet():
+        with quiet(_REPORTS, logging.CRITICAL):
             yield
     except HarnessError:
         raise
@@ -194,13 +194,19 @@ def first_line(cause: BaseException) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in _REPORTS]
+def quiet(names: Sequence[str], level: int) -> Iterator[None]:
+    """Leave out what loggers say below a level.
+
+    Args:
+        names: Of the loggers.
+        level: Lowest level that is still said.
+    """
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+        logger.setLevel(level)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        for logger, before in zip(loggers, levels, strict=True):
+            logger.setLevel(before)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
-from harness.models.components import Component, explained, load_component
+from harness.models.components import Component, explained, load_component, quiet
 from harness.models.families import family_by_name, family_name_of
 from harness.models.files import DENOISER, PARTS, TEXT, components, has_weights, part_of
 from harness.models.hub import MODEL_INDEX, TWO_DENOISERS, refuse_two_denoisers
@@ -20,7 +19,7 @@ from harness.models.scheduler import set_flow_shift_
 from harness.models.stand_in import stand_in
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Mapping
 
     from diffusers import DiffusionPipeline
 
@@ -32,20 +31,6 @@ IMPORT_NOISE = (
     "diffusers.quantizers.torchao.torchao_quantizer",
 )  # fmt: skip
 """Loggers of diffusers and of libraries it finds, which warn at import of other devices' needs."""
-
-
-@contextmanager
-def _quiet_import() -> Iterator[None]:
-    """Leave out warnings about extensions that this device could not use anyway."""
-    loggers = [logging.getLogger(name) for name in IMPORT_NOISE]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def load_pipeline(
@@ -69,7 +54,7 @@ def load_pipeline(
             another shape, or not finite.
         ValueError: A part is unknown.
     """
-    with _quiet_import():
+    with quiet(IMPORT_NOISE, logging.ERROR):
         import diffusers
         from diffusers.utils.logging import disable_progress_bar
         from transformers.utils.logging import disable_progress_bar as disable_transformers_bar
