@@ -41,8 +41,9 @@ def write_model_folder(folder: Path) -> Path:
         "transformer/config.json": {
             "sample_height": 8,
             "sample_width": 8,
-            "sample_frames": 5,
+            "sample_frames": 9,
             "max_text_seq_length": 8,
+            "use_rotary_positional_embeddings": True,
         },
         "vae/config.json": {"block_out_channels": [8, 8]},
     }

@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from harness.spec import GenSpec
 
 
+_GLYPHS, _IMAGE = 256, 729
+"""Tokens of quoted words and of an image that HunyuanVideo15Pipeline puts beside every prompt, its
+``tokenizer_2_max_length`` and ``vision_num_semantic_tokens``."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DenoiserShape:
     """One call of a denoiser at a model's generation settings.
@@ -140,6 +145,24 @@ def _hunyuanvideo(c: Mapping[str, Any], vae: Mapping[str, Any], gen: GenSpec) ->
     )  # fmt: skip
 
 
+def _hunyuanvideo15(c: Mapping[str, Any], vae: Mapping[str, Any], gen: GenSpec) -> DenoiserShape:
+    width = c["num_attention_heads"] * c["attention_head_dim"]
+    hidden = int(width * c["mlp_ratio"])
+    patch = (c["patch_size_t"], c["patch_size"])
+    spatial = vae.get("spatial_compression_ratio") or 16
+    video, latent = _grid(gen, spatial, vae.get("temporal_compression_ratio") or 4, patch)
+    token = 4 * width**2 + 2 * width * hidden
+    block = 2 * token + 12 * width**2  # two streams with a modulation of six vectors each
+    return DenoiserShape(
+        width=width, hidden=hidden, blocks=c["num_layers"], video_tokens=video,
+        text_tokens=gen.max_text_tokens + _GLYPHS + _IMAGE, joint=True, rows=1,
+        calls=_branches(gen), rotary=True, block_weights=block, token_weights=token,
+        inputs=(*(2 * (width, hidden, width, width, width)),),
+        # the input holds a condition and its mask beside the latent
+        latent=latent * c["out_channels"], all_block_weights=c["num_layers"] * block,
+    )  # fmt: skip
+
+
 def _wan(c: Mapping[str, Any], vae: Mapping[str, Any], gen: GenSpec) -> DenoiserShape:
     width, hidden = c["num_attention_heads"] * c["attention_head_dim"], c["ffn_dim"]
     patch = tuple(c["patch_size"])
@@ -175,6 +198,7 @@ def _ltx(c: Mapping[str, Any], vae: Mapping[str, Any], gen: GenSpec) -> Denoiser
 _SHAPES: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any], GenSpec], DenoiserShape]] = {
     "cogvideox": _cogvideox,
     "hunyuanvideo": _hunyuanvideo,
+    "hunyuanvideo15": _hunyuanvideo15,
     "wan": _wan,
     "ltx": _ltx,
 }

@@ -164,8 +164,10 @@ def block_bytes(sizes: Sizes, tokens: int) -> float:
     """Bytes that a block holds at its peak besides its weights, one row."""
     shape, width = sizes.shape, BYTES[sizes.gen.dtype]
     table = facts.HALF if width == 2 else facts.SINGLE
-    values = table[sizes.family].values(shape.hidden / shape.width, rotary=shape.rotary)
-    return values * tokens * shape.width * width
+    held = table[sizes.family]
+    values = held.values(shape.hidden / shape.width, rotary=shape.rotary)
+    unit = tokens * shape.width * width
+    return max(values * unit, held.masked * unit + held.mask_bytes(tokens, width))
 
 
 def calibration_bytes(sizes: Sizes, kind: str) -> int:
@@ -187,6 +189,7 @@ def calibration_bytes(sizes: Sizes, kind: str) -> int:
     if kind == HESSIANS:
         return max(moments + passing, moments + rounding)
     step = facts.TRAINED_VALUES * 4 * shape.tokens * shape.width
+    step += facts.SINGLE[sizes.family].mask_bytes(shape.tokens, 4)
     fixed = facts.TRAINED_WEIGHTS * 4 * shape.block_weights
     return int(max(step + fixed + 2 * sample, moments + passing, moments + rounding))
 

@@ -26,22 +26,39 @@ class Activations:
         beside: Hidden values, in units of their own width, that wait meanwhile: in a block that
             computes attention and feed-forward network side by side.
         feed_forward: In the feed-forward network, besides twice its hidden values.
+        masked: In an attention that writes out a mask of tokens by tokens, besides the masks.
+        masks: Copies of such a mask in bool, a byte a pair; 0 without one.
     """
 
     attention: float
     plain: float = 0.0
     beside: float = 0.0
     feed_forward: float = 4.1
+    masked: float = 0.0
+    masks: int = 0
 
     def values(self, ratio: float, *, rotary: bool) -> float:
         """Values a token and channel of a block whose hidden width is ``ratio`` times its width."""
         attention = (self.attention if rotary else self.plain) + self.beside * ratio
         return max(attention, self.feed_forward + 2 * ratio)
 
+    def mask_bytes(self, tokens: int, size: int) -> int:
+        """Bytes of the masks that an attention writes out; 0 for a block without one.
+
+        ``scaled_dot_product_attention`` of torch makes another mask in the dtype of the queries. A
+        kernel that pads it holds that once more, which is not counted.
+
+        Args:
+            tokens: Of one row.
+            size: Bytes of a value.
+        """
+        return (self.masks + size) * tokens**2 if self.masks else 0
+
 
 HALF = {
     "cogvideox": Activations(attention=12.95, plain=12.0, feed_forward=4.0),
     "hunyuanvideo": Activations(attention=14.2, beside=1.0, feed_forward=8.2),
+    "hunyuanvideo15": Activations(attention=11.1, feed_forward=3.0, masked=6.1, masks=2),
     "wan": Activations(attention=11.1),
     "ltx": Activations(attention=16.0, feed_forward=6.0),
 }
@@ -50,6 +67,7 @@ HALF = {
 SINGLE = {
     "cogvideox": Activations(attention=12.0, plain=12.0, feed_forward=4.0),
     "hunyuanvideo": Activations(attention=11.1, beside=1.0, feed_forward=8.1),
+    "hunyuanvideo15": Activations(attention=11.1, feed_forward=3.0, masked=6.1, masks=2),
     "wan": Activations(attention=7.6),
     "ltx": Activations(attention=11.0, feed_forward=6.0),
 }
@@ -99,6 +117,9 @@ DECODERS = {
     ),
     "AutoencoderKLHunyuanVideo": Decoder(
         width=128, config=("block_out_channels", 0), frame=19_620, output=4.0
+    ),
+    "AutoencoderKLHunyuanVideo15": Decoder(  # at 16 bits; at 32 a seventh less is held
+        width=128, config=("block_out_channels", 0), clip=898, output=3.9
     ),
     "AutoencoderKLWan": Decoder(
         width=96, config=("base_dim", -1), frame=4_865, output=4.1, joining=14.0

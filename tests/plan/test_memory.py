@@ -13,18 +13,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.measure.traced import traced_peak
+from harness.measure.traced import TracedMemory, traced_peak
 from harness.models.families import family_by_name
 from harness.models.offload import BLOCKS, COMPONENTS, NONE
 from harness.models.parts import Part
 from harness.models.sample import denoise
 from harness.models.shape import DenoiserShape, denoiser_shape
 from harness.plan.memory import (
+    BYTES,
     HESSIANS,
     LAYERS,
     TRAINING,
     Sizes,
     activation_bytes,
+    block_bytes,
     calibration_bytes,
     decoding_bytes,
     on_host,
@@ -38,7 +40,7 @@ from harness.testing import miniatures
 
 HERE = Path(__file__).parent
 GEN = GenSpec(height=480, width=720, frames=49, fps=8, steps=50, guidance=6.0, dtype="bfloat16")
-NAMES = ("cogvideox", "hunyuanvideo", "wan", "ltx")
+NAMES = ("cogvideox", "hunyuanvideo", "hunyuanvideo15", "wan", "ltx")
 
 
 @cache
@@ -140,6 +142,17 @@ def call_of(name: str, dtype: torch.dtype, model: str) -> tuple[Any, dict[str, A
 
     word = str(dtype).removeprefix("torch.")
     common: dict[str, Any] = {"fps": 8, "steps": 50, "dtype": word}
+    if model == "1.5-5B":
+        denoiser = meta(
+            diffusers.CogVideoXTransformer3DModel, dtype, num_layers=2, num_attention_heads=48,
+            use_rotary_positional_embeddings=True, patch_size_t=2, patch_bias=False,
+        )  # fmt: skip
+        rope = (empty(11 * 48 * 85, 64, dtype=torch.float32),) * 2
+        call = {
+            "hidden_states": e(2, 22, 16, 96, 170), "encoder_hidden_states": e(2, 226, 4096),
+            "timestep": e(2), "image_rotary_emb": rope,
+        }  # fmt: skip
+        return denoiser, call, GenSpec(height=768, width=1360, frames=81, guidance=6.0, **common)
     if name == "cogvideox":
         heads, rotary = {"2B": (30, False), "5B": (48, True)}[model]
         denoiser = meta(
@@ -190,8 +203,8 @@ def call_of(name: str, dtype: torch.dtype, model: str) -> tuple[Any, dict[str, A
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(
     ("name", "model"),
-    [("cogvideox", "2B"), ("cogvideox", "5B"), ("wan", "1.3B"), ("wan", "14B"),
-     ("hunyuanvideo", ""), ("ltx", "")],
+    [("cogvideox", "2B"), ("cogvideox", "5B"), ("cogvideox", "1.5-5B"), ("wan", "1.3B"),
+     ("wan", "14B"), ("hunyuanvideo", ""), ("ltx", "")],
 )  # fmt: skip
 def test_a_step_at_real_size_holds_what_is_estimated(name: str, model: str, dtype: torch.dtype):
     import diffusers
@@ -213,11 +226,75 @@ def test_a_step_at_real_size_holds_what_is_estimated(name: str, model: str, dtyp
     assert activation_bytes(sizes) == pytest.approx(traced, rel=0.1)
 
 
+def hunyuan15(height: int, width: int, frames: int, dtype: str) -> tuple[Any, Sizes]:
+    """A denoiser of one block of HunyuanVideo-1.5, and its sizes."""
+    import diffusers
+
+    denoiser = meta(diffusers.HunyuanVideo15Transformer3DModel, getattr(torch, dtype), num_layers=1)
+    with torch.device("meta"):
+        vae = diffusers.AutoencoderKLHunyuanVideo15()
+    gen = GenSpec(
+        height=height, width=width, frames=frames, fps=24, steps=50, guidance=6.0, dtype=dtype,
+        max_text_tokens=1000,
+    )  # fmt: skip
+    sizes = sizes_of("hunyuanvideo15", gen, [part("transformer", denoiser), part("vae", vae)])
+    assert sizes is not None
+    return denoiser, sizes
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize(("video", "text"), [(111_600, 1985), (49_290, 1985), (300, 1)])
+def test_a_block_that_masks_tokens_by_tokens_holds_its_masks(video: int, text: int, dtype: str):
+    # its denoiser sorts tokens by the values of their mask, which the meta device does not have
+    denoiser, sizes = hunyuan15(720, 1280, 121, dtype)
+    kind = getattr(torch, dtype)
+    rope = tuple(empty(video, 128, dtype=torch.float32) for _ in range(2))
+    given = (
+        empty(1, video, 2048, dtype=kind), empty(1, text, 2048, dtype=kind),
+        empty(1, 2048, dtype=kind), empty(1, text, dtype=torch.bool),
+    )  # fmt: skip
+    block = denoiser.transformer_blocks[0]
+    traced = traced_peak(lambda: block(*given, rope), [*block.parameters(), *given, *rope])
+    additive = BYTES[dtype] * (video + text) ** 2 if video > 1000 else 0  # within the attention
+    assert block_bytes(sizes, video + text) - additive == pytest.approx(traced, rel=0.1)
+
+
+def test_an_attention_makes_a_mask_in_the_dtype_of_its_queries():
+    q = torch.zeros(1, 2, 64, 16, dtype=torch.bfloat16)
+    mask = torch.ones(1, 1, 64, 64, dtype=torch.bool)
+
+    def held(given: Tensor | None) -> int:
+        with torch.no_grad(), TracedMemory().known([q, mask]) as memory:
+            torch.nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=given)
+        return int(memory.peak)
+
+    assert held(mask) - held(None) == 2 * 64 * 64
+
+
+def test_the_masks_of_hunyuanvideo15_are_most_of_a_step_at_720p():
+    _, sizes = hunyuan15(720, 1280, 121, "bfloat16")
+    tokens = 31 * 45 * 80 + 1000 + 256 + 729
+    assert sizes.shape.tokens == tokens
+    assert (sizes.shape.rows, sizes.shape.calls) == (1, 2)
+    assert activation_bytes(sizes) > 4 * tokens**2 > 51 * 10**9
+
+
+def test_cogvideox15_pads_its_latent_frames_to_its_patch():
+    _, call, gen = call_of("cogvideox", torch.bfloat16, "1.5-5B")
+    latent = call["hidden_states"].shape
+    config = {**dict(cogvideox().denoisers[0].config), "patch_size_t": 2}
+    shape = denoiser_shape("cogvideox", config, cogvideox().decoder.config, gen)
+    assert shape is not None
+    assert shape.video_tokens == 11 * 48 * 85
+    assert shape.latent == latent[1:].numel()
+
+
 @pytest.mark.parametrize(
     ("name", "latent", "size", "dtype"),
     [
         ("CogVideoX", (1, 16, 5, 30, 45), (17, 240, 360), "bfloat16"),
         ("HunyuanVideo", (1, 16, 9, 45, 80), (33, 360, 640), "float16"),
+        ("HunyuanVideo15", (1, 32, 5, 16, 16), (17, 256, 256), "bfloat16"),
         ("Wan", (1, 16, 3, 60, 104), (9, 480, 832), "float32"),
         ("LTXVideo", (1, 128, 6, 16, 22), (41, 512, 704), "bfloat16"),
     ],

@@ -92,7 +92,7 @@ def test_a_changed_weight_is_another_model_and_a_note_beside_it_is_not(place: Pa
 
 def test_the_settings_of_a_folder_come_from_its_configurations(place: Path) -> None:
     spec = model_spec(str(place / "model"))
-    assert (spec.gen.height, spec.gen.frames, spec.gen.max_text_tokens) == (16, 5, 8)
+    assert (spec.gen.height, spec.gen.frames, spec.gen.max_text_tokens) == (16, 9, 8)
     assert transformer_parameters(spec) == PARAMETERS
 
 
@@ -214,7 +214,7 @@ def test_every_text_that_a_missing_thing_needs_is_encoded_by_one_task(place: Pat
 def test_another_length_dtype_or_no_guidance_is_another_encoded_text(place: Path) -> None:
     keys = [
         plan(place, {"gen": gen}, methods=(TOY,)).text_keys["model"]["one"].key
-        for gen in ({}, {"guidance": 1}, {"max_text_tokens": 5}, {"dtype": "float16"})
+        for gen in ({}, {"guidance": 1}, {"max_text_tokens": 5}, {"dtype": "bfloat16"})
     ]
     assert len(set(keys)) == 4
     same = plan(place, {"gen": {"steps": 3, "guidance": 9.0}}, methods=(TOY,))
