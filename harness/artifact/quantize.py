@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from harness.spec import GenSpec
 
 
+EARLIER = "attempts that were ended"
+"""Part of a calibration's seconds: what was finished before it went on."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Footprint:
     """What the table says about size and width, measured on the artifact and on one denoising step.
@@ -130,7 +134,7 @@ def quantize(
         report,
         peak_bytes=peak(),
         seconds=report.seconds + before,
-        parts=dict(ctx.seconds),
+        parts=ctx.seconds | ({EARLIER: before} if before else {}),
     )
     about = {
         "model_class": type(transformer).__name__,

@@ -291,9 +291,8 @@ def test_a_threshold_that_misses_on_the_quantized_model_is_corrected_there() -> 
     exact = Trajectory([0.0, *little])
     quantized_model = Trajectory([0.0, *(20 * change for change in little)])
     context = make_context("w4a6", quantized_model.sample)
-    report = delta_guided_bit_switching_(
-        quantized_model, context, exact.sample(), QuantReport(execution="simulated", layers=())
-    )
+    nothing = QuantReport(execution="simulated", layers=())
+    report = delta_guided_bit_switching_(quantized_model, context, exact.sample(), nothing, [])
     widths = report.curves["activation_bits_by_step"]
     assert sum(widths) / len(widths) == pytest.approx(6.0, abs=4 / 24)
     assert "3 trajectories" in report.notes[-1]

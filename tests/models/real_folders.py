@@ -19,7 +19,8 @@ import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 
-from harness.testing.miniatures import GENS, MINIATURES, WORDS
+from harness.testing.miniatures import GENS, MINIATURES
+from harness.testing.texts import WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from harness.models.families import family_by_name
 from harness.models.load import load_pipeline
-from harness.models.sample import family_of, initial_noise
+from harness.models.sample import denoise, family_of
 from harness.models.table import model_spec
+from harness.models.text import encode_text
 from harness.testing.miniatures import GENS, MINIATURES
 
 if TYPE_CHECKING:
@@ -32,38 +32,6 @@ def load(spec: ModelSpec, *parts: str) -> Any:
     return load_pipeline(spec, device="cpu", dtype="bfloat16", parts=parts or None)
 
 
-def encoded(pipeline: Any, family: str) -> dict[str, torch.Tensor]:
-    """Prompt embeddings by the names that the pipeline's call takes them under."""
-    with torch.no_grad():
-        if family == "hunyuanvideo":
-            found = pipeline.encode_prompt(TEXT, max_sequence_length=8)
-            names = ("prompt_embeds", "pooled_prompt_embeds", "prompt_attention_mask")
-        elif family == "ltx":
-            found = pipeline.encode_prompt(TEXT, max_sequence_length=8)
-            names = ("prompt_embeds", "prompt_attention_mask", "negative_prompt_embeds")
-            names += ("negative_prompt_attention_mask",)
-        else:
-            length = {} if family == "latte" else {"max_sequence_length": 8}
-            found = pipeline.encode_prompt(TEXT, negative_prompt="", **length)
-            names = ("prompt_embeds", "negative_prompt_embeds")
-    return dict(zip(names, found, strict=True))
-
-
-def latents(pipeline: Any, spec: ModelSpec, **prompt: Any) -> torch.Tensor:
-    gen, facts = GENS[spec.family], family_by_name(spec.family)
-    generator = torch.Generator().manual_seed(3)
-    noise = initial_noise(pipeline, gen, generator)
-    if "prompt_embeds" in prompt and spec.family == "latte":
-        prompt["negative_prompt"] = None  # an empty one, its default, counts as a second
-    with torch.no_grad():
-        return pipeline(
-            height=gen.height, width=gen.width, num_inference_steps=2,
-            guidance_scale=gen.guidance, generator=generator,
-            latents=facts.latents(pipeline, noise), output_type="latent", return_dict=False,
-            **facts.arguments(gen), **prompt,
-        )[0]  # fmt: skip
-
-
 def networks(pipeline: Any) -> set[str]:
     return {n for n, part in pipeline.components.items() if isinstance(part, nn.Module)}
 
@@ -72,15 +40,16 @@ def test_text_and_denoiser_alone_sample_what_the_whole_pipeline_samples(spec: Mo
     whole = load(spec)
     assert whole.device.type == "cpu"
     assert networks(whole) == NETWORKS & set(whole.components)
-    expected = latents(whole, spec, prompt=TEXT)
+    gen = GENS[spec.family]
+    expected = denoise(whole, TEXT, gen, seed=3)
     text = load(spec, "text")
     assert networks(text) == {n for n in networks(whole) if n.startswith("text")}
-    prompt = encoded(text, spec.family)
+    prompt = encode_text(text, TEXT, gen)
     denoiser = load(spec, "denoiser")
     assert networks(denoiser) == {"transformer"}
     assert denoiser.tokenizer is None
     assert denoiser.scheduler is not None
-    assert torch.equal(latents(denoiser, spec, **prompt), expected)
+    assert torch.equal(denoise(denoiser, prompt, gen, seed=3), expected)
 
 
 def test_the_decoder_alone_decodes_what_the_whole_pipeline_decodes(spec: ModelSpec) -> None:

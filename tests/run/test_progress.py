@@ -36,7 +36,7 @@ def test_the_whole_moves_with_the_weights_of_its_workers() -> None:
     with ProgressMonitor(prepared()) as monitor:
         monitor.started("s2q")
         monitor.started("fp")
-        monitor.event(event("fp", "generate", 1.0))
+        monitor.event(event("fp", "decode", 1.0))
         monitor.event(event("s2q", "quantize", 0.5))
         (whole, s2q, fp) = monitor._progress.tasks
         assert fp.completed == pytest.approx(0.93)
