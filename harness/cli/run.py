@@ -177,7 +177,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def _print_plan(console: Any, prepared: Prepared, store: Any) -> None:
     from rich.table import Table
 
-    from harness.plan.fit import memory_lines
+    from harness.plan.cost_sheet import plan_costs
     from harness.plan.model_sheet import lines as sheet_lines
     from harness.plan.model_sheet import model_sheet
     from harness.plan.why import made_again
@@ -200,7 +200,6 @@ def _print_plan(console: Any, prepared: Prepared, store: Any) -> None:
     lines += [f"record calibration: {name}" for name in plan.pools]
     lines += [f"judge {name}: {count} values" for name, count in plan.scores.items()]
     lines += plan.vbench.remarks
-    lines += memory_lines(plan, store.root / "facts")
     lines += [
         f"device {','.join(device.id for device in plan.devices)} ({plan.device.name}), "
         f"{plan.jobs} workers of "
@@ -209,6 +208,7 @@ def _print_plan(console: Any, prepared: Prepared, store: Any) -> None:
         f"run folder: {prepared.folder}",
     ]
     for model in plan.models:
-        lines += ["", *sheet_lines(model_sheet(model, plan.gens[model.name], given))]
+        sheet = model_sheet(model, plan.gens[model.name], given)
+        lines += ["", *sheet_lines([*sheet, *plan_costs(plan, model, store)])]
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)

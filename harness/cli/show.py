@@ -49,12 +49,14 @@ def method(name: str) -> None:
 @show.command()
 @click.argument("name")
 def model(name: str) -> None:
-    """Print settings, sources, tokens and size of the model NAME: a name, a folder or a hub id."""
+    """Print settings, sources, size, memory and time of NAME: a name, a folder or a hub id."""
     from harness.models.table import model_spec
+    from harness.plan.cost_sheet import model_costs
     from harness.plan.model_sheet import lines, model_sheet
+    from harness.store.store import Store
 
     spec = model_spec(name)
-    click.echo("\n".join(lines(model_sheet(spec, spec.gen))))
+    click.echo("\n".join(lines([*model_sheet(spec, spec.gen), *model_costs(spec, Store())])))
 
 
 @show.command()

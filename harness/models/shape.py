@@ -202,3 +202,5 @@ _SHAPES: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any], GenSpec], Den
     "wan": _wan,
     "ltx": _ltx,
 }
+SHAPED = tuple(_SHAPES)
+"""Families whose shape is known here."""

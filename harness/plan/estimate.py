@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import statistics
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import InfraError
 from harness.models.table import BUNDLED, transformer_parameters
 from harness.plan.fit import model_sizes
+from harness.plan.history import history, recent
 from harness.plan.memory import BYTES
 from harness.score.vbench_judge import PREFIX
 from harness.score.vbench_scorer import expected_s
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from harness.plan.cells import PlannedCell
+    from harness.plan.history import History
     from harness.plan.memory import Sizes
     from harness.plan.plan import Plan
     from harness.spec import GenSpec
@@ -53,29 +53,29 @@ class Estimate:
 
 def estimate(plan: Plan, store: Store) -> Estimate:
     """Estimate a plan."""
-    history = _history(store)
+    taken = history(store)
     known = True
     work: dict[str, float] = {}
     for planned in plan.cells:
         if planned.done:
             continue
-        clip_s, quantize_s = _rates(planned, history)
+        clip_s, quantize_s = _rates(planned, taken)
         if clip_s is None or quantize_s is None:
             known = False
             clip_s, quantize_s = clip_s or 1.0, quantize_s or 10.0
         seconds = WORKER_START_S + planned.missing_clips * clip_s
         work[planned.cell.id] = seconds + (quantize_s if planned.needs_quantizing else 0.0)
     for name, text in plan.texts.items():
-        text_s = _recent(history, f"text:{text.model.name}") or TEXT_S
+        text_s = recent(taken, f"text:{text.model.name}") or TEXT_S
         work[name] = WORKER_START_S + len(text.texts) * text_s
     for name, pool in plan.pools.items():
-        clip_s = _model_clip_s(pool.model.name, history)
+        clip_s = _model_clip_s(pool.model.name, taken)
         known = known and clip_s is not None
         work[name] = WORKER_START_S + len(pool.prompts) * (clip_s or 1.0)
     spread = max([sum(work.values()) / plan.jobs, *work.values()], default=0.0)
     made = bool(work)
     if plan.scores:
-        judge_s = _judge_s(plan, history)
+        judge_s = _judge_s(plan, taken)
         known = known and judge_s is not None
         judges = plan.judges
         each = WORKER_START_S + (judge_s or 1.0 * plan.scores.total()) / judges
@@ -83,7 +83,7 @@ def estimate(plan: Plan, store: Store) -> Estimate:
         spread += each
     if made and plan.experiment.execution.measure:
         real = sum(c.facts.unquantized for c in plan.cells)
-        rate = max((_model_clip_s(m.name, history) or 0.0 for m in plan.models), default=0.0)
+        rate = max((_model_clip_s(m.name, taken) or 0.0 for m in plan.models), default=0.0)
         spread += WORKER_START_S + 4 * real * rate
     return Estimate(
         seconds=spread if known else None,
@@ -135,35 +135,19 @@ def _about(seconds: float) -> str:
     return f"about {seconds / 3600:.1f} h"
 
 
-def _history(store: Store) -> dict[str, list[float]]:
-    """Seconds that published things took, newest last, by ``<kind>:<label>``."""
-    taken: dict[str, list[float]] = defaultdict(list)
-    for row in store.journal():
-        if row.get("event") == "published" and "seconds" in row:
-            label = str(row.get("label", "")).partition("/")[0]
-            taken[f"{row['kind']}:{label}"].append(float(row["seconds"]))
-            if row["kind"] == "clip":
-                taken[f"model:{label.partition('--')[0]}"].append(float(row["seconds"]))
-    return taken
-
-
-def _recent(history: dict[str, list[float]], name: str) -> float | None:
-    return statistics.median(history[name][-16:]) if history.get(name) else None
-
-
-def _model_clip_s(model: str, history: dict[str, list[float]]) -> float | None:
-    if (seconds := _recent(history, f"model:{model}")) is not None:
+def _model_clip_s(model: str, taken: History) -> float | None:
+    if (seconds := recent(taken, f"model:{model}")) is not None:
         return seconds
     return BUNDLED[model].clip_s if model in BUNDLED else None
 
 
-def _judge_s(plan: Plan, history: dict[str, list[float]]) -> float | None:
+def _judge_s(plan: Plan, taken: History) -> float | None:
     """Seconds of judging on one worker; None where a dimension was never timed."""
     judge = plan.vbench.judge
     frames = max(gen.frames for gen in plan.gens.values())
     total = 0.0
     for dimension, count in plan.scores.items():
-        rate = _recent(history, f"score:{PREFIX}{dimension}")
+        rate = recent(taken, f"score:{PREFIX}{dimension}")
         if rate is None and judge is not None and judge.device.id == "cpu":
             rate = expected_s(dimension, frames)
         if rate is None:
@@ -172,13 +156,14 @@ def _judge_s(plan: Plan, history: dict[str, list[float]]) -> float | None:
     return total
 
 
-def _rates(
-    planned: PlannedCell, history: dict[str, list[float]]
-) -> tuple[float | None, float | None]:
+def _rates(planned: PlannedCell, taken: History) -> tuple[float | None, float | None]:
     """Seconds a clip and seconds of quantizing of one row."""
     model = planned.cell.model.name
-    clip = _recent(history, f"clip:{planned.cell.id}") or _model_clip_s(model, history)
-    quantize = _recent(history, f"artifact:{planned.cell.method.label}")
+    clip = recent(taken, f"clip:{planned.cell.id}") or _model_clip_s(model, taken)
+    label = planned.cell.method.label
+    quantize = recent(taken, f"artifact:{model}--{label}")
+    if quantize is None:
+        quantize = recent(taken, f"artifact:{label}")  # of another model, or of an older journal
     if quantize is None and model in BUNDLED:
         quantize = planned.facts.quick_s
     return clip, 0.0 if planned.facts.unquantized else quantize

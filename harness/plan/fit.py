@@ -1,4 +1,4 @@
-"""Whether a plan fits the machine's memory: what is printed of it, and what is refused.
+"""Whether a plan fits the machine's memory, and what is refused.
 
 An estimate is held by tests to within ``MARGIN`` of measured peaks, and so is the refusal: what is
 above the memory by less is left to the run.
@@ -15,7 +15,17 @@ from harness.models.families import family_by_name
 from harness.models.offload import BLOCKS, COMPONENTS, NONE
 from harness.models.parts import parts
 from harness.plan import capacity
-from harness.plan.memory import HESSIANS, LAYERS, TRAINING, Peak, Sizes, on_host, peaks, sizes_of
+from harness.plan.memory import (
+    DENOISER,
+    HESSIANS,
+    LAYERS,
+    TRAINING,
+    Peak,
+    Sizes,
+    on_host,
+    peaks,
+    sizes_of,
+)
 from harness.plan.memory_facts import MARGIN
 from harness.spec import SIMULATED
 
@@ -26,7 +36,7 @@ if TYPE_CHECKING:
     from harness.plan.cells import PlannedCell
     from harness.plan.plan import Plan
     from harness.plan.registry import MethodFacts
-    from harness.spec import ModelSpec
+    from harness.spec import GenSpec, ModelSpec
 
 _TRAINS = ("epochs", "iterations")
 """Options of methods that train, where a method does not tell what it computes."""
@@ -101,7 +111,9 @@ class Budget:
                 return f"set {how}"
         smallest = replace(self.setting, offload=BLOCKS, workers=1, tiled=True)
         needed = max(peak.device for peak in self.peaks(smallest))
-        return f"no setting fits: at least {_gb(needed)} are needed; a smaller [gen] needs less"
+        return (
+            f"no setting fits: at least {size_text(needed)} are needed; a smaller [gen] needs less"
+        )
 
     def _changes(self) -> Iterator[tuple[Setting, str]]:
         own = self.setting
@@ -135,36 +147,52 @@ def budgets(plan: Plan, cache: Path) -> list[Budget]:
     """
     found = []
     for model in plan.models:
-        cells = [c for c in plan.cells if c.cell.model == model and not c.done]
-        sizes = model_sizes(plan, model, cache) if cells else None
-        if sizes is None:
+        if all(c.done for c in plan.cells if c.cell.model == model):
             continue
-        simulated = [BitSpec.parse(c.cell.bits).w for c in cells if _simulated(c)]
-        found.append(
-            Budget(
-                model=model.name,
-                sizes=sizes,
-                kinds=tuple({kind_of(c.facts): 0 for c in cells if c.needs_quantizing}),
-                w_bits=max(simulated, default=None),
-                on_cpu=plan.device.id == "cpu",
-                device=capacity.device_bytes(plan.device),
-                host=capacity.host_bytes(),
-                setting=Setting(
-                    offload=plan.experiment.execution.offload, workers=min(plan.jobs, len(cells))
-                ),
-            )
-        )
+        sizes = model_sizes(plan, model, cache)
+        if sizes is not None:
+            found.append(budget_of(plan, model, sizes))
     return found
+
+
+def budget_of(plan: Plan, model: ModelSpec, sizes: Sizes) -> Budget:
+    """The budget of one model of a plan: of what is left to make of it."""
+    cells = [c for c in plan.cells if c.cell.model == model and not c.done]
+    simulated = [BitSpec.parse(c.cell.bits).w for c in cells if _simulated(c)]
+    return Budget(
+        model=model.name,
+        sizes=sizes,
+        kinds=tuple({kind_of(c.facts): 0 for c in cells if c.needs_quantizing}),
+        w_bits=max(simulated, default=None),
+        on_cpu=plan.device.id == "cpu",
+        device=capacity.device_bytes(plan.device),
+        host=capacity.host_bytes(),
+        setting=Setting(
+            offload=plan.experiment.execution.offload,
+            workers=max(1, min(plan.jobs, len(cells))),
+        ),
+    )
 
 
 def model_sizes(plan: Plan, model: ModelSpec, cache: Path) -> Sizes | None:
     """Sizes of a model of the plan; None where its family or decoder has no formula."""
+    return sizes_at(model, plan.gens[model.name], cache)
+
+
+def sizes_at(model: ModelSpec, gen: GenSpec, cache: Path) -> Sizes | None:
+    """Sizes of a model at generation settings; None where its family or decoder has no formula.
+
+    Raises:
+        HarnessError: Its files cannot be read.
+    """
     single = family_by_name(model.family).single_precision
-    return sizes_of(model.family, plan.gens[model.name], parts(model, cache), single)
+    return sizes_of(model.family, gen, parts(model, cache), single)
 
 
 def kind_of(facts: MethodFacts) -> str:
     """What a method holds while it calibrates: by the work it tells of, else by its options."""
+    if any(work.get("denoiser_steps") for work in facts.work.values()):
+        return DENOISER
     if any(work.get("steps") for work in facts.work.values()):
         return TRAINING
     if not facts.work and any(facts.options.get(name) for name in _TRAINS):
@@ -187,33 +215,16 @@ def check_memory(plan: Plan, cache: Path) -> None:
         where = f"{plan.device.id} ({plan.device.name})" if on_device else "this machine"
         several = budget.setting.workers
         raise InfraError(
-            f"'{budget.model}' needs about {_gb(need)} to {peak.stage}"
-            f"{f' in {several} workers' if several > 1 else ''}, {where} has {_gb(has)}",
+            f"'{budget.model}' needs about {size_text(need)} to {peak.stage}"
+            f"{f' in {several} workers' if several > 1 else ''}, {where} has {size_text(has)}",
             budget.advice(),
         )
-
-
-def memory_lines(plan: Plan, cache: Path) -> list[str]:
-    """What ``--dry-run`` prints: the peak of each stage of each model."""
-    lines = []
-    for budget in budgets(plan, cache):
-        offload = "" if budget.on_cpu else f", offload {budget.setting.offload}"
-        several = budget.setting.workers
-        workers = f", {several} workers" if several > 1 else ""
-        lines.append(
-            f"memory of {budget.model} (estimate{offload}{workers}; {plan.device.id} has "
-            f"{_gb(budget.device)}):"
-        )
-        for peak in budget.peaks():
-            host = "" if budget.on_cpu else f", host {_gb(peak.host)}"
-            over = "" if peak.device <= budget.device else "  above what the device has"
-            lines.append(f"  {peak.stage}: {_gb(peak.device)}{host}{over}")
-    return lines
 
 
 def _simulated(cell: PlannedCell) -> bool:
     return cell.facts.execution == SIMULATED
 
 
-def _gb(count: int) -> str:
+def size_text(count: int) -> str:
+    """Bytes in words."""
     return f"{count / 1e9:.1f} GB" if count >= 5e7 else f"{count / 1e6:.0f} MB"

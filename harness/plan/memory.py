@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 LAYERS, HESSIANS, TRAINING = "layers", "second moments", "block training"
+DENOISER = "denoiser training, at least"
+KINDS = (LAYERS, HESSIANS, TRAINING, DENOISER)
 """What a method holds while it calibrates: one linear; second moments of a block's inputs; the
-activations of a block and what its gradients need."""
+activations of a block and what its gradients need; the same through the whole denoiser."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,7 +116,7 @@ def peaks(
     Args:
         sizes: The model.
         offload: What stays in the host's memory.
-        kinds: What methods hold while they calibrate: ``LAYERS``, ``HESSIANS``, ``TRAINING``.
+        kinds: What methods hold while they calibrate, of ``KINDS``.
         w_bits: Width of the simulated rows; None where there are none.
         tiled: Whether the decoder works tile by tile; None as the generation settings say.
     """
@@ -135,7 +137,7 @@ def peaks(
                 host=host + facts.PROCESS_BYTES,
             )
         )
-    for kind in (LAYERS, HESSIANS, TRAINING):
+    for kind in KINDS:
         if kind in kinds:
             held = resident + calibration_bytes(sizes, kind)
             found.append(Peak(stage=f"quantize ({kind})", device=held, host=fetched))
@@ -175,7 +177,9 @@ def calibration_bytes(sizes: Sizes, kind: str) -> int:
 
     Args:
         sizes: The model.
-        kind: ``LAYERS``, ``HESSIANS`` or ``TRAINING``.
+        kind: One of ``KINDS``. Training through the denoiser is counted with a copy of it in
+            float32, the input of every block, and one block at a time as a block is trained, whose
+            linears keep less than other trainable layers do: a lower bound.
     """
     shape = sizes.shape
     largest = 4 * shape.width * shape.hidden
@@ -191,6 +195,10 @@ def calibration_bytes(sizes: Sizes, kind: str) -> int:
     step = facts.TRAINED_VALUES * 4 * shape.tokens * shape.width
     step += facts.SINGLE[sizes.family].mask_bytes(shape.tokens, 4)
     fixed = facts.TRAINED_WEIGHTS * 4 * shape.block_weights
+    if kind == DENOISER:
+        copied = 4 * max(part.parameters for part in sizes.denoisers)
+        inputs = 4 * shape.blocks * shape.tokens * shape.width
+        return int(copied + inputs + step + 2 * sample)
     return int(max(step + fixed + 2 * sample, moments + passing, moments + rounding))
 
 

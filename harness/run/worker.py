@@ -191,6 +191,7 @@ class _Cell:
         method, bits = load_method(task.method.name), BitSpec.parse(task.bits)
         started = time.monotonic()
         about = {"label": task.method.label, "model": _about(task), "bits": task.bits}
+        about["of"] = task.model.name
         with self.store.build("artifact", wanted.key, wanted.inputs, about) as folder:
             quantize(
                 self._open(),

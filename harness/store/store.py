@@ -134,7 +134,8 @@ class Store:
             key: Digest of ``inputs``.
             inputs: What the key was made from; kept in the manifest.
             about: Facts that are no part of the key: names, the model's folder, and ``seconds``
-                where the work was done before the block, whose own time it is otherwise.
+                where the work was done before the block, whose own time it is otherwise. The
+                journal takes ``seconds``, ``label`` and ``of``, the model's name.
 
         Raises:
             InfraError: The store cannot be written.
@@ -223,7 +224,9 @@ class Store:
 
     def _log(self, event: str, kind: str, key: str, about: Mapping[str, Any]) -> None:
         line = {"at": now(), "event": event, "kind": kind, "key": key, "pid": os.getpid()}
-        line |= {name: about[name] for name in ("seconds", "label", "reason") if name in about}
+        line |= {
+            name: about[name] for name in ("seconds", "label", "of", "reason") if name in about
+        }
         # One short write in append mode lands whole, whoever else writes.
         handle = os.open(self.root / JOURNAL, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:

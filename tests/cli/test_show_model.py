@@ -101,6 +101,30 @@ def test_a_scheduler_without_a_shift_is_said_to_have_none(place: Path) -> None:
     assert rows(shown(write_known(place / "b", "latte")))["flow shift"].endswith("it has none")
 
 
+def test_memory_is_shown_for_every_offload_and_time_for_every_calibration(place: Path) -> None:
+    text = shown(write_known(place / "mine", "hunyuanvideo-1.5-720p"))
+    found = rows(text)
+    assert found["[execution] offload"].split() == ["none", "components", "blocks"]
+    amounts = [float(n) for n in found["denoise"].split(" GB")[:3]]
+    assert all(amount > 51.6 for amount in amounts)  # masks alone
+    assert "decode, tiled" in found
+    assert found["denoise a clip"].endswith("by assumption")
+    assert found["decode a clip"].startswith("unknown")
+    assert " h " in found["quantize s2q w4a6"]
+    assert "training step as" in found["quantize qvdit w4a6"]
+
+
+def test_a_family_without_estimate_is_said_to_have_none(place: Path) -> None:
+    found = rows(shown(write_known(place / "mine", "latte")))
+    assert found["every stage"].endswith("no estimate for this family (latte)")
+    assert found["denoise a clip"].startswith("unknown")
+
+
+def test_a_config_without_its_keys_has_no_estimate(place: Path) -> None:
+    found = rows(shown(write_known(place / "mine", "hunyuanvideo")))
+    assert found["every stage"].endswith("no estimate from the configs of this model")
+
+
 def test_a_dry_run_shows_what_the_experiment_changes(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -32,7 +32,8 @@ HUNYUAN = {
     "patch_size": 2, "patch_size_t": 1, "guidance_embeds": True,
 }  # fmt: skip
 HUNYUAN15 = {
-    "in_channels": 65, "num_layers": 54, "num_attention_heads": 16, "patch_size": 1,
+    "in_channels": 65, "out_channels": 32, "num_layers": 54, "num_attention_heads": 16,
+    "attention_head_dim": 128, "mlp_ratio": 4.0, "patch_size": 1,
     "patch_size_t": 1, "target_size": 640,
 }  # fmt: skip
 WAN_13 = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +13,7 @@ from harness.errors import InfraError
 from harness.models.offload import BLOCKS, COMPONENTS, NONE
 from harness.plan import capacity, fit
 from harness.plan.fit import Budget, Setting
-from harness.plan.memory import HESSIANS, TRAINING
+from harness.plan.memory import DENOISER, HESSIANS, TRAINING
 from harness.plan.memory_facts import MARGIN
 from harness.plan.registry import MethodFacts
 from harness.store.provenance import Device
@@ -89,6 +90,7 @@ def test_methods_are_told_apart_by_what_they_do():
     assert fit.kind_of(facts(work={"w4a6": {"steps": 600}})) == TRAINING
     assert fit.kind_of(facts(work={"w4a6": {"steps": 0}}, options={"epochs": 15})) == HESSIANS
     assert fit.kind_of(facts(options={"epochs": 15})) == TRAINING
+    assert fit.kind_of(facts(work={"w4a6": {"steps": 0, "denoiser_steps": 9}})) == DENOISER
     assert fit.kind_of(facts(options={"iterations": 0})) == HESSIANS
     assert fit.kind_of(facts(needs_calibration=False)) == fit.LAYERS
 
@@ -159,8 +161,9 @@ def test_a_dry_run_prints_the_peak_of_every_stage(large: Path, machine: Callable
         "quantize (layers)",
         "decode",
     ):
-        assert f"  {stage}: " in text
+        assert len(re.findall(rf"^  {re.escape(stage)}  ", text, re.MULTILINE)) == 1
     assert "above what the device has" in text
+    assert "(estimate; cpu has 12.0 GB)" in text
 
 
 def test_the_memory_of_a_processor_is_a_containers_limit_where_there_is_one(
