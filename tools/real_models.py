@@ -29,7 +29,9 @@ from harness.models.families import family_by_name  # noqa: E402
 from harness.models.offload import OFFLOADS  # noqa: E402
 from harness.models.parts import Part  # noqa: E402
 from harness.plan.memory import (  # noqa: E402
+    DENOISER,
     HESSIANS,
+    KINDS,
     LAYERS,
     TRAINING,
     Sizes,
@@ -37,6 +39,7 @@ from harness.plan.memory import (  # noqa: E402
     sizes_of,
 )
 from harness.plan.memory_facts import MARGIN  # noqa: E402
+from harness.plan.stage_time import HALF_FLOPS, SINGLE_FLOPS  # noqa: E402
 from harness.spec import GenSpec  # noqa: E402
 
 CONFIGS = ROOT / "tools/real_models.toml"
@@ -46,15 +49,11 @@ PAGE = ROOT / "docs/real-models.md"
 DENOISERS = {
     "cogvideox": ("CogVideoXTransformer3DModel", "AutoencoderKLCogVideoX"),
     "hunyuanvideo": ("HunyuanVideoTransformer3DModel", "AutoencoderKLHunyuanVideo"),
+    "hunyuanvideo15": ("HunyuanVideo15Transformer3DModel", "AutoencoderKLHunyuanVideo15"),
     "wan": ("WanTransformer3DModel", "AutoencoderKLWan"),
     "ltx": ("LTXVideoTransformer3DModel", "AutoencoderKLLTXVideo"),
 }
 DEVICES_GB = (24, 48, 80)
-KINDS = (LAYERS, HESSIANS, TRAINING)
-
-# Dense throughput of an A100 (NVIDIA A100 datasheet): 312 TFLOP/s in bfloat16, 19.5 in float32.
-# What of it a whole pass sustains is an assumption.
-HALF_FLOPS, SINGLE_FLOPS = 0.4 * 312e12, 0.7 * 19.5e12
 
 PROMPTS, SAMPLES, STEPS = 10, 40, 600
 """The common calibration budget: recorded prompts, samples, and training steps a block."""
@@ -147,10 +146,22 @@ _HEAD = """# Real models at real size
 
 Written by `python tools/real_models.py`; a test holds the page to what the command writes. Every
 number is an **estimate**: parameters are counted on the meta device from configs that are named
-below, peaks follow from the formulas of `harness/plan/memory.py`, which tests hold to within 20 %
-of a measured peak on a CPU and 10 % of a trace of every tensor at real size. No GPU was used. Work
-space of kernels and the fragmentation of an allocator come on top; a run is refused only where the
-estimate is more than 20 % above what the device has.
+below, peaks follow from the formulas of `harness/plan/memory.py`. No GPU was used.
+
+What was held against something measured:
+
+- **A pass of the denoiser**: within 10 % of a trace of every tensor at real width and tokens, two
+  blocks deep (HunyuanVideo-1.5: one block, whose two masks of tokens by tokens and their copy in
+  the dtype of the queries are counted), and one block of CogVideoX-2B at 1024 tokens within 20 % of
+  a measured peak on a CPU.
+- **Untiled decoding**: within 10 % of a trace of every tensor, of smaller clips.
+
+Nothing else was. Calibration is computed with constants that `python tools/memory_bench.py` printed
+for **one** model, a block of CogVideoX-2B, and carried over to the others by width and tokens;
+tiled decoding, simulated rows, text encoders, offloading and the host's memory are computed from
+the code. Training through the whole denoiser (Q-VDiT) is a lower bound. Work space of kernels and
+the fragmentation of an allocator come on top; a run is refused only where the estimate is more than
+20 % above what the device has.
 
 GB are 10^9 bytes. `none`, `components` and `blocks` are the values of `[execution] offload`."""
 
@@ -210,7 +221,8 @@ def _fits(models: list[RealModel]) -> list[str]:
     ]  # fmt: skip
     for model in models:
         for work, kind in (("sample", None), ("rtn", LAYERS), ("gptq", HESSIANS),
-                           ("s2q, flatquant, ptq4dit", TRAINING)):  # fmt: skip
+                           ("s2q, flatquant, ptq4dit", TRAINING),
+                           ("qvdit, at least", DENOISER)):  # fmt: skip
             cells = [_setting(model.sizes, kind, size * 10**9) for size in DEVICES_GB]
             rows.append(f"| {model.name} | {work} | {' | '.join(cells)} |")
     return rows
