@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ ROWS = {
 KILLS = 2
 
 
-def tasks(folder: Path, model: Path) -> tuple[Task, list[Task]]:
-    """The recording, and the quantizing of every row, as a run would plan them."""
+def tasks(folder: Path, model: Path) -> tuple[Task, Task, list[Task]]:
+    """The encoding, the recording, and the quantizing of every row, as a run would plan them."""
     (folder / "prompts.txt").write_text("a red circle")
     (folder / "calib.txt").write_text("a blue square grows\nthe cross rotates\na green star")
     file = ExperimentFile.model_validate(
@@ -47,11 +48,9 @@ def tasks(folder: Path, model: Path) -> tuple[Task, list[Task]]:
     )
     flags = Flags(models=(str(model),), suite=str(folder / "prompts.txt"), baselines=False)
     plan = make_plan(resolve(file, flags), Store())
-    (pool,) = plan.pools.values()
+    (texts,), (pool,) = plan.texts.values(), plan.pools.values()
     cells = [c.task for c in plan.cells if c.needs_quantizing]
-    from dataclasses import replace
-
-    return pool, [replace(cell, clips=()) for cell in cells]
+    return texts, pool, [replace(cell, clips=()) for cell in cells]
 
 
 def start(task: Task, store: Store, folder: Path) -> subprocess.Popen[bytes]:
@@ -101,7 +100,7 @@ def artifact_of(store: Store, key: str) -> dict[str, Any]:
     found = store.find("artifact", key)
     assert found is not None
     report = found.json("report.json")
-    for measured in ("seconds", "peak_bytes"):
+    for measured in ("seconds", "parts", "peak_bytes"):
         del report[measured]
     names = ("weights.safetensors", "artifact.json")
     return {name: (found.folder / name).read_bytes() for name in names} | {"report": report}
@@ -116,10 +115,11 @@ def test_killed_workers_go_on_to_the_bits_of_undisturbed_ones(
     for name in ("undisturbed", "disturbed"):
         monkeypatch.setenv("HARNESS_HOME", str(tmp_path / name))
         stores.append(Store())
-    pool, cells = tasks(tmp_path, tiny_pipeline_folder)
+    texts, pool, cells = tasks(tmp_path, tiny_pipeline_folder)
     calm, wild = stores
-    for task in (pool, *cells):
+    for task in (texts, pool, *cells):
         finish(task, calm, tmp_path)
+    finish(texts, wild, tmp_path)
     kills = 0
     for task in (pool, *cells):
         done = [kill_while_it_works(task, wild, tmp_path, chance) for _ in range(KILLS)]
