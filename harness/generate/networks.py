@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from harness.models.experts import config_of, replace_denoiser_
 from harness.models.offload import NONE, loading_device, place_
 
 if TYPE_CHECKING:
@@ -40,8 +41,9 @@ def open_denoiser(
         from harness.quant.layers.artifact import open_quantized_denoiser
 
         pipeline = load_pipeline(model, device=start, dtype=gen.dtype, parts=())
-        config = dict(pipeline.transformer.config)
-        pipeline.transformer = open_quantized_denoiser(artifact, device=start, config=config)
+        config = config_of(pipeline)
+        made = open_quantized_denoiser(artifact, device=start, config=config)
+        replace_denoiser_(pipeline, made)
     if offload != NONE:
         place_(pipeline, device=device, offload=offload)
     return pipeline
