@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.models.experts import config_of, replace_denoiser_
 from harness.models.offload import NONE, loading_device, place_
 
 if TYPE_CHECKING:
@@ -38,6 +37,7 @@ def open_denoiser(
     if artifact is None:
         pipeline = load_pipeline(model, device=start, dtype=gen.dtype, parts={"denoiser"})
     else:
+        from harness.models.experts import config_of, replace_denoiser_
         from harness.quant.layers.artifact import open_quantized_denoiser
 
         pipeline = load_pipeline(model, device=start, dtype=gen.dtype, parts=())

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
 from harness.models.components import Component, explained, load_component, quiet
-from harness.models.experts import join_experts_
 from harness.models.families import family_by_name, family_name_of
 from harness.models.files import DENOISER, PARTS, TEXT, components, has_weights, part_of
 from harness.models.hub import MODEL_INDEX
@@ -92,6 +91,8 @@ def load_pipeline(
     pipeline.set_progress_bar_config(disable=True)
     set_flow_shift_(pipeline, spec.gen.flow_shift)
     if DENOISER in wanted:
+        from harness.models.experts import join_experts_
+
         join_experts_(pipeline)
     if spec.variant and DENOISER in wanted:
         _derive_(pipeline, spec)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
 from harness.models.admission import EXPERT_CLASS
-from harness.models.experts import FIRST, SECOND, WanExperts
 from harness.models.families import family_name_of
 
 if TYPE_CHECKING:
@@ -32,12 +31,14 @@ def empty_denoiser(class_name: str, config: Mapping[str, Any], dtype: torch.dtyp
     Raises:
         HarnessError: The class belongs to no supported family, or does not take the config.
     """
-    if class_name == WanExperts.__name__:
-        return _empty_experts(config, dtype)
     import diffusers
     import torch
     from accelerate import init_empty_weights
 
+    from harness.models.experts import WanExperts
+
+    if class_name == WanExperts.__name__:
+        return _empty_experts(config, dtype)
     family_name_of(class_name)  # refuses a class of no family
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -55,6 +56,8 @@ def empty_denoiser(class_name: str, config: Mapping[str, Any], dtype: torch.dtyp
 
 
 def _empty_experts(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
+    from harness.models.experts import FIRST, SECOND, WanExperts
+
     try:
         boundary, experts = float(config["boundary"]), dict(config["experts"])
         if tuple(experts) != (FIRST, SECOND):

@@ -210,17 +210,13 @@ def test_experts_without_a_boundary_or_of_two_kinds_are_refused() -> None:
         denoiser_of(other)
 
 
-def test_offloaded_experts_send_each_other_back_and_change_no_clip() -> None:
+def test_offloaded_experts_make_the_same_clip() -> None:
     exact = sample_clip(joined(), PROMPTS[0].text, GEN, seed=0)
     pipeline = joined()
     place_(pipeline, device="cpu", offload=COMPONENTS)
     assert computing_device(pipeline).type == "cpu"
-    moved: list[str] = []
-    for name in (FIRST, SECOND):
-        pipeline.transformer.get_submodule(name)._hf_hook.prev_module_hook = Sent(moved, name)
     clip = sample_clip(pipeline, PROMPTS[0].text, GEN, seed=0)
     assert torch.equal(clip.latents, exact.latents)
-    assert set(moved) == {FIRST, SECOND}
 
 
 def test_of_experts_alone_each_has_the_others_hook_before_it() -> None:
@@ -230,16 +226,6 @@ def test_of_experts_alone_each_has_the_others_hook_before_it() -> None:
     first, second = (pipeline.transformer.get_submodule(name) for name in (FIRST, SECOND))
     assert first._hf_hook.prev_module_hook.model is second
     assert second._hf_hook.prev_module_hook.model is first
-
-
-class Sent:
-    """Stands for the hook of the network before: notes that it is sent back."""
-
-    def __init__(self, moved: list[str], name: str) -> None:
-        self.moved, self.name = moved, name
-
-    def offload(self) -> None:
-        self.moved.append(self.name)
 
 
 def test_a_denoiser_is_opened_from_its_artifact_as_two_networks(tmp_path: Path) -> None:
