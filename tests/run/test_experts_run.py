@@ -15,6 +15,9 @@ from harness.store.records import load_run
 from harness.store.store import Store
 from harness.testing.miniatures import wan
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 GEN = (
     "[gen]\nsteps = 4\nframes = 9\nheight = 32\nwidth = 32\nguidance_2 = 2.0\nmax_text_tokens = 8\n"
 )
