@@ -39,6 +39,7 @@ _SETTINGS = (
     "max_text_tokens",
     "negative_prompt",
     "flow_shift",
+    "guidance_2",
 )
 
 
@@ -76,6 +77,7 @@ def load_pipeline(
     """
     import torch
 
+    from harness.models.experts import part_experts_
     from harness.models.load import load_pipeline as load
     from harness.models.table import model_spec
 
@@ -83,7 +85,9 @@ def load_pipeline(
         raise unknown_name("dtype", str(dtype), known)
     spec = model_spec(str(model))
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return load(spec, device=chosen, dtype=dtype or spec.gen.dtype)
+    pipeline = load(spec, device=chosen, dtype=dtype or spec.gen.dtype)
+    part_experts_(pipeline)
+    return pipeline
 
 
 def load_quantized(pipeline: DiffusionPipeline, artifact: str | Path) -> DiffusionPipeline:
@@ -161,7 +165,7 @@ def quantize(
             first 10 of a suite or a file.
         gen: Generation settings that differ from the model's own: ``height``, ``width`` (pixels),
             ``frames``, ``steps``, ``guidance``, ``max_text_tokens``, ``negative_prompt``,
-            ``flow_shift``.
+            ``flow_shift``, ``guidance_2``.
         seed: Seed of everything random in the calibration.
         inplace: Quantize this pipeline's denoiser itself, which saves the memory of a copy; an
             error on the way leaves it half quantized. False leaves the pipeline as it is.

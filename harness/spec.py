@@ -51,6 +51,7 @@ class GenSpec:
         vae_tiling: Whether the decoder works tile by tile, which changes pixels; None to tile what
             is larger than a bound (``harness.models.tiling``), as planning fills in.
         flow_shift: Shift of the scheduler's steps; None for the scheduler's own.
+        guidance_2: Guidance scale of the second of two denoisers; None for that of the first.
     """
 
     height: int
@@ -64,6 +65,7 @@ class GenSpec:
     negative_prompt: str = ""
     vae_tiling: bool | None = None
     flow_shift: float | None = None
+    guidance_2: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -247,11 +247,13 @@ def test_what_is_no_full_precision_pipeline_is_refused_in_two_lines(tmp_path):
     harness.quantize(given, "rtn", bits="w4a6", out=tmp_path / "a", gen=QUICK, inplace=True)
     moved = cogvideox()
     moved.transformer._hf_hook = object()
+    unbounded = wan(experts=2)
+    unbounded.register_to_config(boundary_ratio=None)
     cases = (
         (given, "is quantized already"),
         (SimpleNamespace(unet=1), "has no transformer to quantize"),
         (SimpleNamespace(transformer=torch.nn.Linear(2, 2)), "Linear"),
-        (wan(experts=2), "has two denoisers"),
+        (unbounded, "has two denoisers and boundary_ratio None"),
         (moved, r"is moved between devices|are held by enable_sequential_cpu_offload"),
     )
     for pipeline, words in cases:

@@ -26,6 +26,7 @@ from harness.artifact.teacher_forced import (
     teacher_forced,
 )
 from harness.models.block_input import Sample
+from harness.models.experts import FIRST, SECOND, network_at, replace_denoiser_
 from harness.models.families import family_by_name
 from harness.models.sample import denoise
 from harness.models.trajectories import record_pool
@@ -184,7 +185,7 @@ def diagnose(
         twin = _quantized(pipeline, artifact)
         forced = teacher_forced(
             pipeline.transformer, twin.transformer, family_by_name(family), exact_pool,
-            guidance=gen.guidance, progress=progress,
+            guidance=_scales(exact_pool, gen), progress=progress,
         )  # fmt: skip
         outputs = _Outputs()
         handle = twin.transformer.register_forward_hook(outputs, with_kwargs=True)
@@ -208,12 +209,19 @@ def diagnose(
     return found
 
 
+def _scales(pool: CalibrationPool, gen: GenSpec) -> list[float]:
+    """Guidance scale of every step; the second of two experts may have its own."""
+    second = gen.guidance if gen.guidance_2 is None else gen.guidance_2
+    served = pool.parts or (FIRST,) * pool.steps
+    return [second if part == SECOND else gen.guidance for part in served]
+
+
 def _quantized(pipeline: DiffusionPipeline, artifact: Path) -> DiffusionPipeline:
     """A pipeline that shares everything but the denoiser."""
     twin = copy.copy(pipeline)
     transformer = copy.deepcopy(pipeline.transformer)
     load_artifact_(transformer, artifact)
-    twin.register_modules(transformer=transformer)
+    replace_denoiser_(twin, transformer)
     return twin
 
 
@@ -261,8 +269,8 @@ class _Outputs:
         self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
         del args
-        policy = policy_of(denoiser)
         timestep = float(torch.as_tensor(kwargs["timestep"]).float().max())
+        policy = policy_of(network_at(denoiser, timestep))
         if timestep > self._last or not self.trajectories:
             self.trajectories.append([])
             self.forms.append([])
@@ -329,6 +337,7 @@ def _blocks(forced: Forced, pool: CalibrationPool) -> tuple[BlockError, ...]:
         )
         for step, timestep in enumerate(pool.timesteps)
         for name in names
+        if (f"{OWN}:{name}", step) in forced.blocks  # of two experts one ran
     )
 
 

@@ -20,8 +20,16 @@ from harness.errors import InfraError, UnsupportedError, UsageError
 from harness.method import resolve_options
 from harness.models.admission import admit
 from harness.models.description import describe_loaded
+from harness.models.experts import (
+    FIRST,
+    SECOND,
+    WanExperts,
+    denoiser_of,
+    join_experts_,
+    replace_denoiser_,
+)
 from harness.models.families import family_name_of
-from harness.models.hub import TWO_DENOISERS, refuse_two_denoisers
+from harness.models.families.parts import parts_of
 from harness.models.request import check_request as check_generation
 from harness.models.settings import settle
 from harness.models.shapes import weights_dir
@@ -29,6 +37,7 @@ from harness.models.skeleton import empty_denoiser
 from harness.models.table import SHAPES_WEIGHTS
 from harness.models.trajectories import record_pool
 from harness.quant.layers.layers import quantized_layers
+from harness.quant.layers.stored import model_config
 from harness.quant.layers.wrapped import refuse_saving_, unwrapped
 
 if TYPE_CHECKING:
@@ -53,7 +62,7 @@ def open_family(pipeline: DiffusionPipeline, *, to_quantize: bool = True) -> str
 
     Raises:
         UsageError: It has none, one that is quantized already, or one in no state to be quantized.
-        HarnessError: The denoiser belongs to no supported family, or is one of two.
+        HarnessError: The denoiser belongs to no supported family, or is of two that do not fit.
     """
     transformer = getattr(pipeline, "transformer", None)
     if not isinstance(transformer, nn.Module):
@@ -61,25 +70,24 @@ def open_family(pipeline: DiffusionPipeline, *, to_quantize: bool = True) -> str
             f"a {type(pipeline).__name__} has no transformer to quantize",
             "give a loaded text-to-video pipeline of diffusers",
         )
-    if to_quantize and unwrapped(transformer) is not transformer:
+    given = [m for m in (getattr(pipeline, n, None) for n in (FIRST, SECOND)) if m is not None]
+    if to_quantize and any(unwrapped(network) is not network for network in given):
         raise UsageError(
             "the denoiser of this pipeline is compiled", "quantize first, call torch.compile after"
         )
-    transformer = unwrapped(transformer)
-    if quantized_layers(transformer) or getattr(transformer, "hf_quantizer", None) is not None:
+    denoiser = denoiser_of(pipeline)
+    networks = parts_of(denoiser).values()
+    library = any(getattr(network, "hf_quantizer", None) is not None for network in networks)
+    if quantized_layers(denoiser) or library:
         raise UsageError(
             "the denoiser of this pipeline is quantized already", "load the pipeline again"
         )
-    if to_quantize and hasattr(transformer, "_hf_hook"):
+    if to_quantize and any(hasattr(network, "_hf_hook") for network in networks):
         raise UsageError(
             "the denoiser of this pipeline is moved between devices while it runs",
             "call enable_model_cpu_offload() and the like afterwards",
         )
-    family = family_name_of(type(transformer).__name__)
-    if getattr(pipeline, TWO_DENOISERS, None) is not None:
-        index = {TWO_DENOISERS: [type(transformer).__name__]}
-        refuse_two_denoisers(type(pipeline).__name__, index)
-    return family
+    return family_name_of(type(denoiser).__name__)
 
 
 def own_settings(pipeline: DiffusionPipeline) -> GenSpec:
@@ -189,8 +197,9 @@ def working_pipeline(pipeline: DiffusionPipeline, *, inplace: bool) -> Diffusion
     """
     worked = copy.copy(pipeline)
     worked.register_modules(scheduler=copy.deepcopy(pipeline.scheduler))
+    join_experts_(worked)
     if not inplace:
-        worked.register_modules(transformer=copy.deepcopy(pipeline.transformer))
+        replace_denoiser_(worked, copy.deepcopy(worked.transformer))
     worked.set_progress_bar_config(disable=True)
     denoiser: nn.Module = worked.transformer
     denoiser.eval().requires_grad_(False)
@@ -245,7 +254,7 @@ def record_and_quantize(
         out=out, progress=lambda fraction, text: progress(share + (1 - share) * fraction, text),
     )  # fmt: skip
     blank = copy.copy(worked)
-    blank.register_modules(transformer=_blank(worked.transformer, method))
+    replace_denoiser_(blank, _blank(worked.transformer, method))
     verify(blank, out, family=family, bits=bits, fresh=True)
     report: dict[str, Any] = json.loads((out / REPORT).read_text(encoding="utf-8"))
     return report
@@ -258,7 +267,9 @@ def _blank(transformer: Any, method: Method) -> nn.Module:
     there is room.
     """
     name = type(transformer).__name__
-    blank = empty_denoiser(name, transformer.config, transformer.dtype)
+    experts = isinstance(transformer, WanExperts)
+    config = model_config(transformer) if experts else transformer.config
+    blank = empty_denoiser(name, config or {}, transformer.dtype)
     if not getattr(method, "libraries", ()):
         return blank
     nn.Module.to(blank, transformer.dtype)  # diffusers' own warns of parts that are not computed
@@ -267,5 +278,5 @@ def _blank(transformer: Any, method: Method) -> nn.Module:
 
 def keep_from_saving_(pipeline: DiffusionPipeline, artifact: Path) -> None:
     """Make a pipeline that was quantized in place say how it is saved, in place."""
-    for holder in (pipeline, pipeline.transformer):
+    for holder in (pipeline, *parts_of(denoiser_of(pipeline)).values()):
         refuse_saving_(holder, artifact)

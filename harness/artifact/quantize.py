@@ -6,28 +6,34 @@ import dataclasses
 import json
 import math
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from harness.artifact.merge import merged
 from harness.artifact.stage import REPORT
 from harness.bits import IDENTITY_WIDTH, BitSpec
 from harness.measure.memory import peak_memory
 from harness.method import Method, QuantContext, QuantReport, resolve_options
+from harness.models.experts import join_experts_, steps_served
 from harness.models.families import family_by_name
 from harness.models.families.base import linear_at, target_linears
+from harness.models.families.parts import parts_of, prefix
 from harness.models.offload import computing_device
-from harness.models.sample import denoise, denoiser_step
+from harness.models.sample import denoise, denoiser_calls
 from harness.models.trajectories import CalibrationPool
 from harness.quant.layers.artifact import artifact_bytes, save_artifact
 from harness.quant.layers.layers import compact, quantized_layers
 from harness.quant.layers.low_rank import LowRank
+from harness.quant.layers.policy import policies_of
 from harness.quant.layers.switch import SwitchedLinear
 from harness.store.kept import Kept
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import torch
     from diffusers import DiffusionPipeline
     from torch import nn
 
@@ -104,38 +110,34 @@ def quantize(
     Returns:
         The method's report.
     """
+    join_experts_(pipeline)
     transformer: nn.Module = pipeline.transformer
     facts = family_by_name(family)
     targets = target_linears(facts, transformer)
     sizes = {name: linear_at(transformer, name).weight.numel() for name in targets}
     total = sum(p.numel() for p in transformer.parameters())
-    figures = out / "figures"
-    figures.mkdir()
     chosen = resolve_options(method, options)
+    parts, reports = parts_of(transformer), {}
+    recorded = CalibrationPool.open(pool) if pool is not None else None
+    pools = {name: None if recorded is None else recorded.of_part(name) for name in parts}
     with tempfile.TemporaryDirectory(prefix="scratch-", dir=out) as scratch:
-        ctx = QuantContext(
-            bits=bits,
-            options=chosen,
-            family=facts,
-            device=computing_device(pipeline),
-            seed=seed,
-            figures=figures,
-            progress=progress,
-            pool=CalibrationPool.open(pool) if pool is not None else None,
-            data_free=not method.needs_calibration,
-            scratch=Path(scratch),
-            sampler=lambda noise: unprompted_outputs(pipeline, gen, noise, text),
-            kept=None if kept is None else Kept(kept),
-        )
-        with peak_memory(computing_device(pipeline)) as peak, ctx.part("other"):
-            report = method.quantize_(transformer, ctx)
-    before = 0.0 if ctx.kept is None else ctx.kept.seconds_before
-    report = dataclasses.replace(
-        report,
-        peak_bytes=peak(),
-        seconds=report.seconds + before,
-        parts=ctx.seconds | ({EARLIER: before} if before else {}),
-    )
+        for turn, (name, part) in enumerate(parts.items()):
+            ctx = QuantContext(
+                bits=bits,
+                options=chosen,
+                family=facts,
+                device=computing_device(pipeline),
+                seed=seed,
+                figures=_made(out / "figures" / name),
+                progress=_share(progress, name, turn, len(parts)),
+                pool=pools[name],
+                data_free=not method.needs_calibration,
+                scratch=_made(Path(scratch) / name),
+                sampler=partial(unprompted_outputs, pipeline, gen, text=text, part=part),
+                kept=None if kept is None else Kept(_made(kept / name)),
+            )
+            reports[name] = _run(method, part, ctx)
+    report = merged(reports)
     about = {
         "model_class": type(transformer).__name__,
         "family": family,
@@ -151,10 +153,50 @@ def quantize(
     return report
 
 
+def _run(method: Method, part: nn.Module, ctx: QuantContext) -> QuantReport:
+    """Quantize one network; its report has the peak, and the seconds of attempts before this."""
+    with peak_memory(ctx.device) as peak, ctx.part("other"):
+        report = method.quantize_(part, ctx)
+    before = 0.0 if ctx.kept is None else ctx.kept.seconds_before
+    return dataclasses.replace(
+        report,
+        peak_bytes=peak(),
+        seconds=report.seconds + before,
+        parts=ctx.seconds | ({EARLIER: before} if before else {}),
+    )
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _share(
+    progress: Callable[[float, str], None], part: str, turn: int, turns: int
+) -> Callable[[float, str], None]:
+    """Progress of one of several networks as progress of all."""
+
+    def report(fraction: float, text: str) -> None:
+        progress((turn + fraction) / turns, f"{part}: {text}" if part else text)
+
+    return report
+
+
 def unprompted_outputs(
-    pipeline: DiffusionPipeline, gen: GenSpec, seed: int, text: str | Conditioning = ""
+    pipeline: DiffusionPipeline,
+    gen: GenSpec,
+    seed: int,
+    text: str | Conditioning = "",
+    part: nn.Module | None = None,
 ) -> list[torch.Tensor]:
     """Sample the empty prompt and keep what the denoiser returns.
+
+    Args:
+        pipeline: The pipeline.
+        gen: Settings.
+        seed: Seed of the noise.
+        text: The empty prompt, or what the text encoders made of it.
+        part: Network of the denoiser whose steps are kept; None for all.
 
     Returns:
         One output a step, float32 on the CPU: of the first call at a timestep, the last entry of
@@ -171,7 +213,8 @@ def unprompted_outputs(
             out = output[0] if isinstance(output, tuple) else output.sample
             outputs.append(out[-1].detach().float().cpu())
 
-    handle = pipeline.transformer.register_forward_hook(keep, with_kwargs=True)
+    watched = pipeline.transformer if part is None else part
+    handle = watched.register_forward_hook(keep, with_kwargs=True)
     try:
         denoise(pipeline, text, gen, seed=seed)
     finally:
@@ -245,21 +288,33 @@ def _multiplications(
     names: list[str],
     sizes: dict[str, int],
 ) -> dict[str, int]:
-    """Multiplications of every target linear in one denoising step."""
+    """Multiplications of every target linear in a trajectory, up to a factor that all share.
+
+    The calls of the first step stand for those of all: the networks of a denoiser get the same
+    shapes.
+    """
     rows: dict[str, int] = dict.fromkeys(names, 0)
+    transformer, calls = pipeline.transformer, denoiser_calls(pipeline, gen, text)
+    served = steps_served(pipeline)
     handles = []
     for name in names:
 
         def count(module: nn.Module, args: tuple[torch.Tensor, ...], name: str = name) -> None:
             rows[name] += args[0].numel() // args[0].shape[-1]
 
-        handles.append(pipeline.transformer.get_submodule(name).register_forward_pre_hook(count))
+        handles.append(transformer.get_submodule(name).register_forward_pre_hook(count))
     try:
-        denoiser_step(pipeline, gen, text)()
+        with torch.no_grad():
+            for part in parts_of(transformer).values():
+                for arguments in calls:
+                    part(**arguments)
     finally:
         for handle in handles:
             handle.remove()
-    return {name: rows[name] * sizes[name] for name in names}
+        for policy in policies_of(transformer).values():
+            policy.begin()  # a step that counted is none of a trajectory
+    steps = {n: served[part] for part in served for n in names if n.startswith(prefix(part))}
+    return {name: rows[name] * sizes[name] * steps[name] for name in names}
 
 
 def _finite(value: Any) -> Any:

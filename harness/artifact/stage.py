@@ -32,6 +32,7 @@ SAMPLER = (
     "harness.models.text",
     "harness.models.scheduler",
     "harness.models.load",
+    "harness.models.experts",
     "harness.models.outliers",
 )
 """What decides how a pipeline is opened and sampled."""

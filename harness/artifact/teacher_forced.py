@@ -25,7 +25,7 @@ from harness.models.families.fold_targets import ModulationFold, ValueFold
 from harness.quant.layers.layers import quantized_layers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from harness.models.families.base import Family
     from harness.models.trajectories import CalibrationPool
@@ -100,7 +100,7 @@ def teacher_forced(
     family: Family,
     pool: CalibrationPool,
     *,
-    guidance: float,
+    guidance: Sequence[float],
     progress: Callable[[float, str], None],
 ) -> Forced:
     """Walk the recorded trajectories with both denoisers.
@@ -110,7 +110,7 @@ def teacher_forced(
         quantized: Quantized denoiser.
         family: Their family.
         pool: Trajectories of the full-precision sampler.
-        guidance: Guidance scale, for the error of the guided output.
+        guidance: Guidance scale of every step, for the error of the guided output.
         progress: Progress callback.
     """
     pair = _Pair(exact, quantized, family)
@@ -121,7 +121,7 @@ def teacher_forced(
     for i, sample in enumerate(samples):
         call = pool.call(sample, device)
         outputs = pair.run(call.arguments, sample.step, found)
-        _count_outputs(found, outputs, sample.step, call.branches, guidance)
+        _count_outputs(found, outputs, sample.step, call.branches, guidance[sample.step])
         found.exact[sample.prompt, sample.step] = outputs[0][-1].float().cpu()
         progress((i + 1) / len(samples), f"teacher-forced step {i + 1}/{len(samples)}")
     return found

@@ -19,7 +19,7 @@ from harness.quant.layers.grid import decode, encode, expand
 from harness.quant.layers.layers import QuantizedLayer, quantized_layers
 from harness.quant.layers.library import LibraryLinear
 from harness.quant.layers.linear import QuantLinear
-from harness.quant.layers.policy import policy_of
+from harness.quant.layers.policy import policies_of
 from harness.quant.layers.switch import SwitchedLinear
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def verify(
     layers = quantized_layers(transformer)
     problems = [*_coverage(layers, targets, modulation)]
     switched = any(isinstance(layer, SwitchedLinear) for layer in layers.values())
-    if switched != (policy_of(transformer) is not None):
+    if switched != bool(policies_of(transformer)):
         problems.append("switched layers and a step policy, one without the other")
     for name, layer in layers.items():
         problems += [f"{name}: {what}" for what in _layer_problems(layer)]

@@ -131,19 +131,19 @@ def denoise_clip(pipeline: DiffusionPipeline, wanted: ClipTask, gen: GenSpec, st
     from safetensors.torch import save_file
 
     from harness.models.sample import denoise
-    from harness.quant.layers.policy import policy_of
+    from harness.quant.layers.policy import policies_of
 
     key = latents_key(wanted.clip)
     with store.build("latents", key.key, key.inputs) as folder:
-        policy = policy_of(pipeline.transformer)
-        if policy is not None:
+        policies = policies_of(pipeline.transformer).values()
+        for policy in policies:
             policy.begin()
         started = time.perf_counter()
         made = denoise(pipeline, read_text(store, wanted.text), gen, seed=wanted.noise_seed)
         facts: dict[str, Any] = {"seconds": time.perf_counter() - started}
         save_file({"latents": made.cpu().contiguous()}, folder / LATENTS_FILE)
-        if policy is not None:
-            facts[STEPS_BY_CHOICE] = list(policy.trace)
+        if policies:
+            facts[STEPS_BY_CHOICE] = [form for policy in policies for form in policy.trace]
         (folder / FACTS_FILE).write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
 

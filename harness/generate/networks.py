@@ -37,11 +37,13 @@ def open_denoiser(
     if artifact is None:
         pipeline = load_pipeline(model, device=start, dtype=gen.dtype, parts={"denoiser"})
     else:
+        from harness.models.experts import config_of, replace_denoiser_
         from harness.quant.layers.artifact import open_quantized_denoiser
 
         pipeline = load_pipeline(model, device=start, dtype=gen.dtype, parts=())
-        config = dict(pipeline.transformer.config)
-        pipeline.transformer = open_quantized_denoiser(artifact, device=start, config=config)
+        config = config_of(pipeline)
+        made = open_quantized_denoiser(artifact, device=start, config=config)
+        replace_denoiser_(pipeline, made)
     if offload != NONE:
         place_(pipeline, device=device, offload=offload)
     return pipeline

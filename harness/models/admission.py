@@ -1,4 +1,4 @@
-"""Which pipelines are taken: text-to-video of a supported family, in full precision, one denoiser.
+"""Which pipelines are taken: text-to-video of a supported family, in full precision.
 
 All that is refused here is refused from small files, before weights are downloaded or a worker is
 started.
@@ -6,14 +6,15 @@ started.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
-from harness.models.description import DENOISER, quantized_storage
+from harness.models.description import DENOISER, SECOND_DENOISER, quantized_storage
 from harness.models.families import family_name_of
-from harness.models.hub import refuse_two_denoisers
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from harness.models.description import Description
     from harness.models.weights import Weights
 
@@ -33,9 +34,12 @@ INSTEAD = {
     "hunyuanvideo15": "hunyuanvideo-1.5-480p, hunyuanvideo-1.5-720p",
     "latte": "latte",
     "ltx": "ltx-video",
-    "wan": "wan2.1-1.3b, wan2.1-14b, wan2.2-ti2v-5b",
+    "wan": "wan2.1-1.3b, wan2.1-14b, wan2.2-ti2v-5b, wan2.2-a14b",
 }
 """Short names of the models of a family that are sampled from text."""
+
+EXPERT_CLASS = "WanTransformer3DModel"
+"""Of denoisers that take turns."""
 
 _WANTS = {
     "ImageToVideo": "an image",
@@ -71,7 +75,6 @@ def admit(description: Description) -> str:
         HarnessError: It is no such pipeline; says which is.
     """
     name = description.name
-    refuse_two_denoisers(name, {n: [c.kind] for n, c in description.components.items()})
     if DENOISER not in description.components:
         raise HarnessError(
             f"model '{name}' is a {description.pipeline} without a '{DENOISER}'",
@@ -87,6 +90,9 @@ def admit(description: Description) -> str:
                 "download the whole pipeline; to sample, a text-to-video model needs it",
             )
     refuse_quantized(description)
+    if SECOND_DENOISER in description.components:
+        both = [description.components[part] for part in (DENOISER, SECOND_DENOISER)]
+        check_experts(name, [p.kind for p in both], description.boundary, [p.config for p in both])
     path, default = _LATENT_CHANNELS[family]
     latent, read = description.number(path, default), description.fact("transformer.in_channels")
     # its input is the latent, a condition of as many channels, and the condition's mask
@@ -104,6 +110,42 @@ def admit(description: Description) -> str:
             f"give a distilled model: {INSTEAD[family]}",
         )
     return family
+
+
+def check_experts(
+    name: str, kinds: Sequence[str], ratio: Any, configs: Sequence[Mapping[str, Any]]
+) -> None:
+    """Refuse two denoisers that cannot be run as one.
+
+    Args:
+        name: What the user knows the pipeline by.
+        kinds: Their classes.
+        ratio: Where one takes over, as a share of the timesteps; None where nothing says it.
+        configs: Their configs.
+
+    Raises:
+        HarnessError: They are not of the class of Wan, nothing says when each serves,
+            or they differ.
+    """
+    if not set(kinds) <= {EXPERT_CLASS, "WanExperts"}:
+        raise HarnessError(
+            f"'{name}' has two denoisers, of class {' and '.join(dict.fromkeys(kinds))}: only the "
+            f"experts of Wan 2.2 ({EXPERT_CLASS}) are run",
+            "give a model with one denoiser: see `harness list models`",
+        )
+    if not isinstance(ratio, float) or not 0 < ratio < 1:
+        raise HarnessError(
+            f"'{name}' has two denoisers and boundary_ratio {ratio}, which is no number between 0 "
+            "and 1: nothing says when each serves",
+            f"give the pipeline with its boundary_ratio, or with {SECOND_DENOISER} = None",
+        )
+    first, second = ({k: v for k, v in c.items() if not k.startswith("_")} for c in configs)
+    if first != second:
+        differing = sorted(k for k in first.keys() | second.keys() if first.get(k) != second.get(k))
+        raise HarnessError(
+            f"the two denoisers of '{name}' are not of one architecture: {differing[:3]} differ",
+            "give a pipeline whose experts have the same config",
+        )
 
 
 def refuse_quantized(description: Description) -> None:

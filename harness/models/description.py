@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from harness.models.model_files import ModelFiles
 
-DENOISER = "transformer"
+DENOISER, SECOND_DENOISER = "transformer", "transformer_2"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,12 +47,15 @@ class Description:
         pipeline: Class of the pipeline.
         components: By name; those that are null in the index, or never called, are left out.
         stored: Type of most weights of the denoiser, ``bfloat16``; empty where it is not known.
+        boundary: ``boundary_ratio`` of the index: the share of the timesteps below which the second
+            of two denoisers serves. None where it stands nowhere.
     """
 
     name: str
     pipeline: str
     components: Mapping[str, Part]
     stored: str = ""
+    boundary: Any = None
 
     def config(self, part: str) -> Mapping[str, Any]:
         """Config of a component, empty where there is no such component."""
@@ -136,6 +139,7 @@ def describe(files: ModelFiles, name: str) -> Description:
         name=name,
         pipeline=pipeline if isinstance(pipeline, str) else repr(pipeline),
         components=components,
+        boundary=index.get("boundary_ratio"),
     )
 
 
@@ -154,6 +158,7 @@ def describe_loaded(pipeline: DiffusionPipeline) -> Description:
             for name, part in parts.items()
         },
         stored=str(pipeline.transformer.dtype).removeprefix("torch."),
+        boundary=getattr(getattr(pipeline, "config", None), "boundary_ratio", None),
     )
 
 

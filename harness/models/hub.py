@@ -18,11 +18,9 @@ from harness.store.durable import replace_file
 from harness.store.store import home, now
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
 LOCK = "hub-lock.json"
-TWO_DENOISERS = "transformer_2"
 _DELETE = "delete it and try again"
 
 
@@ -58,7 +56,7 @@ HUB = {
         ("wan2.2-ti2v-5b", "Wan-AI/Wan2.2-TI2V-5B-Diffusers", "Wan 2.2, 5B, from text"),
         (
             "wan2.2-a14b", "Wan-AI/Wan2.2-T2V-A14B-Diffusers",
-            "Wan 2.2, two 14B experts: not supported yet",
+            "Wan 2.2, two experts of 14B that take turns",
         ),
         ("ltx-video", "Lightricks/LTX-Video", "LTX-Video"),
         ("latte", "maxin-cn/Latte-1", "Latte-1"),
@@ -74,24 +72,6 @@ def repository(name: str) -> str:
 def is_hub_id(name: str) -> bool:
     """Whether a name has the form ``owner/repository``."""
     return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
-
-
-def refuse_two_denoisers(name: str, index: Mapping[str, Any]) -> None:
-    """Hold back what is half supported: quantizing one of two denoisers would pass for the model.
-
-    Args:
-        name: What the user knows the model by.
-        index: Content of its ``model_index.json``.
-
-    Raises:
-        HarnessError: The pipeline has a second denoiser.
-    """
-    if (index.get(TWO_DENOISERS) or [None])[0] is not None:
-        raise HarnessError(
-            f"model '{name}' has two denoisers ('transformer' and '{TWO_DENOISERS}'): an artifact "
-            "holds one",
-            "choose a Wan model with one denoiser: wan2.1-1.3b, wan2.1-14b, wan2.2-ti2v-5b",
-        )
 
 
 def lock(repo: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ from harness.errors import HarnessError
 from harness.models.components import Component, explained, load_component, quiet
 from harness.models.families import family_by_name, family_name_of
 from harness.models.files import DENOISER, PARTS, TEXT, components, has_weights, part_of
-from harness.models.hub import MODEL_INDEX, TWO_DENOISERS, refuse_two_denoisers
+from harness.models.hub import MODEL_INDEX
 from harness.models.repository import download
 from harness.models.scheduler import set_flow_shift_
 from harness.models.stand_in import stand_in
@@ -40,7 +40,8 @@ def load_pipeline(
 
     Components that text-to-video does not use are never loaded. Of a part that is not wanted no
     weights are read: text encoders and tokenizers are None, in the place of denoiser and VAE stands
-    a :class:`~harness.models.stand_in.StandIn`. The scheduler is always there.
+    a :class:`~harness.models.stand_in.StandIn`. The scheduler is always there. Two denoisers are
+    one module under both of their names (``harness.models.experts``).
 
     Args:
         spec: Folder in diffusers format, or hub id and revision.
@@ -75,8 +76,6 @@ def load_pipeline(
             f"{diffusers.__version__} does not have",
             "upgrade diffusers, or choose a model of a supported family: docs/families.md",
         )
-    if (index.get(TWO_DENOISERS) or [None])[0] is not None:
-        refuse_two_denoisers(spec.name, index)
     family_name_of(str(index.get("transformer", ["", ""])[1]))  # refuses a class of no family
     pipeline = _build(
         cls,
@@ -91,6 +90,10 @@ def load_pipeline(
     )
     pipeline.set_progress_bar_config(disable=True)
     set_flow_shift_(pipeline, spec.gen.flow_shift)
+    if DENOISER in wanted:
+        from harness.models.experts import join_experts_
+
+        join_experts_(pipeline)
     if spec.variant and DENOISER in wanted:
         _derive_(pipeline, spec)
     return pipeline

@@ -9,6 +9,8 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from harness.models.families.parts import EXPERTS
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -39,6 +41,8 @@ def place_(pipeline: DiffusionPipeline, *, device: str, offload: str = NONE) -> 
     parts = _networks(pipeline)
     if offload == NONE or (offload == COMPONENTS and len(parts) < 2):
         pipeline.to(device)
+    elif offload == COMPONENTS and hasattr(pipeline.transformer, EXPERTS):
+        _take_turns_(pipeline, list(parts.values()), device)
     elif offload == COMPONENTS:
         pipeline.enable_model_cpu_offload(device=device)
     elif offload == BLOCKS:
@@ -63,13 +67,29 @@ def loading_device(device: str, offload: str) -> str:
 
 
 def _networks(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
+    """The networks that are loaded, by component; of experts in one module each its own."""
     from torch import nn
 
     return {
-        name: part
+        name: part.get_submodule(name) if hasattr(part, EXPERTS) else part
         for name, part in pipeline.components.items()
         if isinstance(part, nn.Module) and any(True for _ in part.parameters())
     }
+
+
+def _take_turns_(pipeline: DiffusionPipeline, parts: list[nn.Module], device: str) -> None:
+    """Let networks of a pipeline with experts be on the device in turn, each until the next runs.
+
+    diffusers' own call goes by the names of components, behind which experts are one module.
+    """
+    from accelerate import cpu_offload_with_hook
+    from accelerate.hooks import ModelHook, add_hook_to_module
+
+    hooks = [cpu_offload_with_hook(part, device)[1] for part in parts]
+    for i, hook in enumerate(hooks):
+        hook.hook.prev_module_hook = hooks[i - 1]  # of the first: the last, from the clip before
+    # diffusers looks for where it computes below components only that have a hook
+    add_hook_to_module(pipeline.transformer, ModelHook())
 
 
 def computing_device(pipeline: DiffusionPipeline) -> torch.device:

@@ -271,7 +271,8 @@ def _no_cycle(pipeline: DiffusionPipeline) -> Iterator[None]:
 
 
 def _registries(pipeline: DiffusionPipeline) -> Iterator[tuple[nn.Module, Any]]:
-    networks = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    # experts are one module under two names
+    networks = {part: 0 for part in pipeline.components.values() if isinstance(part, nn.Module)}
     for module in (module for network in networks for module in network.modules()):
         if (registry := vars(module).get(_REGISTRY)) is not None:
             yield module, registry

@@ -144,6 +144,7 @@ _WAN_NEGATIVE = (
     "the background, walking backwards"
 )
 _WAN_KNOWN = {**_WAN, **_said(_WAN_EXAMPLE, negative_prompt=_WAN_NEGATIVE)}
+_WAN_A14B = "Wan-Video/Wan2.2, wan/configs/wan_t2v_A14B.py"
 _WAN_5B = "Wan-Video/Wan2.2, wan/configs/wan_ti2v_5B.py"
 _WAN_SHIFT = f"{_WAN_EXAMPLE}: 5.0 for 720p, 3.0 for 480p"
 
@@ -240,6 +241,21 @@ TABLE = (
         shifts={3.0: 5.0}, shift_source=_WAN_5B,
     ),
     Row(
+        pipeline="WanPipeline", model="Wan2.2-T2V-A14B",
+        facts={
+            "transformer.in_channels": 16, "transformer.num_layers": 40,
+            "transformer.num_attention_heads": 40, "transformer_2.num_layers": 40,
+        },
+        values={
+            **_WAN_KNOWN,
+            **_said(_WAN_A14B, steps=40, guidance=4.0, guidance_2=3.0),
+            **_said("Wan-Video/Wan2.2, wan/configs/shared_config.py", frames=81, fps=16),
+            **_said("Wan-Video/Wan2.2, README.md, --size 1280*720", height=720, width=1280),
+        },
+        dtypes=_TO_BFLOAT16, dtype_source=_WAN_EXAMPLE,
+        shifts={3.0: 12.0, 5.0: 12.0}, shift_source=_WAN_A14B,
+    ),
+    Row(
         pipeline="WanPipeline", model="Wan2.1-T2V-14B",
         facts={
             "transformer.in_channels": 16, "transformer.num_layers": 40,
@@ -312,5 +328,6 @@ def settle(description: Description) -> Settled:
         values["flow_shift"] = row.shifts[shift]
         sources["flow_shift"] = row.shift_source
     sources.setdefault("negative_prompt", "none is recommended")
+    sources.setdefault("guidance_2", "that of the first denoiser")
     sources["vae_tiling"] = "by the size of the clip, harness/models/tiling.py"
     return Settled(gen=GenSpec(**values), sources=sources, model=row.model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
+from harness.models.admission import EXPERT_CLASS
 from harness.models.families import family_name_of
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ def empty_denoiser(class_name: str, config: Mapping[str, Any], dtype: torch.dtyp
 
     Args:
         class_name: Class of diffusers.
-        config: What it is built with.
+        config: What it is built with; of experts the ``boundary`` and, under ``experts``, the
+            config of each.
         dtype: Default dtype of what is built.
 
     Raises:
@@ -33,6 +35,10 @@ def empty_denoiser(class_name: str, config: Mapping[str, Any], dtype: torch.dtyp
     import torch
     from accelerate import init_empty_weights
 
+    from harness.models.experts import WanExperts
+
+    if class_name == WanExperts.__name__:
+        return _empty_experts(config, dtype)
     family_name_of(class_name)  # refuses a class of no family
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -47,3 +53,19 @@ def empty_denoiser(class_name: str, config: Mapping[str, Any], dtype: torch.dtyp
     finally:
         torch.set_default_dtype(before)
     return built.eval().requires_grad_(False)
+
+
+def _empty_experts(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
+    from harness.models.experts import FIRST, SECOND, WanExperts
+
+    try:
+        boundary, experts = float(config["boundary"]), dict(config["experts"])
+        if tuple(experts) != (FIRST, SECOND):
+            raise ValueError(f"experts are {sorted(experts)}")
+    except (KeyError, TypeError, ValueError) as cause:
+        raise HarnessError(
+            f"no two experts can be built from their config: {cause}",
+            "quantize again with this version",
+        ) from cause
+    built = {name: empty_denoiser(EXPERT_CLASS, own, dtype) for name, own in experts.items()}
+    return WanExperts(built, boundary).eval()

@@ -14,6 +14,7 @@ from harness.models import shapes
 from harness.models.admission import admit, refuse_quantized_storage
 from harness.models.description import (
     DENOISER,
+    SECOND_DENOISER,
     component_weights,
     describe,
     shards,
@@ -126,6 +127,9 @@ def open_model(files: ModelFiles, name: str) -> tuple[Description, Settled]:
         _check_folder(files, description)
     denoiser = component_weights(files, description, DENOISER)
     refuse_quantized_storage(description, DENOISER, denoiser)
+    if SECOND_DENOISER in description.components:
+        second = component_weights(files, description, SECOND_DENOISER)
+        refuse_quantized_storage(description, SECOND_DENOISER, second)
     description = replace(description, stored=denoiser.dtype)
     return description, settle(description)
 

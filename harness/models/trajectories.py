@@ -12,13 +12,14 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from harness.errors import HarnessError
 from harness.models.block_input import Sample
 from harness.models.sample import denoise
 from harness.models.text import family_of
@@ -66,6 +67,8 @@ class CalibrationPool:
         forwards: Denoiser evaluations spent on recording, each branch counted.
         seconds: Wall time of recording.
         channels: Channels of the denoiser's input, from the first, that are the latent; None: all.
+        parts: Of a denoiser of several networks, the name of the one that served each step.
+        first: Step of the recorded trajectories at which these begin.
     """
 
     folder: Path
@@ -75,6 +78,8 @@ class CalibrationPool:
     forwards: int
     seconds: float
     channels: int | None = None
+    parts: tuple[str, ...] = ()
+    first: int = 0
 
     @classmethod
     def open(cls, folder: Path) -> CalibrationPool:
@@ -88,12 +93,43 @@ class CalibrationPool:
             forwards=facts["forwards"],
             seconds=facts["seconds"],
             channels=facts["channels"],
+            parts=tuple(facts.get("parts", ())),
         )
 
     @property
     def steps(self) -> int:
         """Denoising steps of a trajectory."""
         return len(self.timesteps)
+
+    def of_part(self, part: str) -> CalibrationPool:
+        """The steps that one network of a denoiser served, as if there were no others.
+
+        Networks take turns once, so that these are steps in a row. The latent behind the last of
+        them is what the next network gets.
+
+        Args:
+            part: Name of the network; empty for a denoiser of one.
+
+        Raises:
+            HarnessError: It served no step of these trajectories.
+        """
+        if not part:
+            return self
+        if part not in self.parts:
+            raise HarnessError(
+                f"the denoiser '{part}' serves none of the {self.steps} steps: nothing can be "
+                "calibrated on it",
+                "set more steps in [gen]",
+            )
+        start, count = self.parts.index(part), self.parts.count(part)
+        return replace(
+            self,
+            timesteps=self.timesteps[start : start + count],
+            forwards=self.forwards * count // self.steps,
+            seconds=self.seconds * count / self.steps,
+            parts=(),
+            first=self.first + start,
+        )
 
     def samples(self) -> Iterator[Sample]:
         """Every candidate, prompt by prompt in sampling order."""
@@ -103,21 +139,25 @@ class CalibrationPool:
 
     def latent(self, sample: Sample) -> Tensor:
         """Latent ``[1, ...]`` that enters the denoiser at a step; the final one at ``steps``."""
-        if sample.step == self.steps:
+        path = self._call_path(sample)
+        if sample.step == self.steps and not path.is_file():  # else the next network goes on there
             return load_file(_final_path(self.folder, sample.prompt))["latent"]
-        given = load_file(_call_path(self.folder, sample))["hidden_states"][:1]
+        given = load_file(path)["hidden_states"][:1]
         return given if self.channels is None else given[:, : self.channels]
 
     def call(self, sample: Sample, device: torch.device | None = None) -> DenoiserCall:
         """Arguments of the denoiser at a candidate."""
         index = json.loads((self.folder / POOL_INDEX).read_text())
-        tensors = load_file(_call_path(self.folder, sample))
+        tensors = load_file(self._call_path(sample))
         tensors |= load_file(self.folder / f"p{sample.prompt:04d}" / "fixed.safetensors")
         arguments: dict[str, Any] = dict(index["constants"])
         for name, count in index["tuples"].items():
             arguments[name] = tuple(tensors.pop(f"{name}.{i}").to(device) for i in range(count))
         arguments |= {name: value.to(device) for name, value in tensors.items()}
         return DenoiserCall(arguments=arguments, branches=self.branches)
+
+    def _call_path(self, sample: Sample) -> Path:
+        return _call_path(self.folder, Sample(sample.prompt, self.first + sample.step))
 
 
 def record_pool(
@@ -178,6 +218,7 @@ def _write_index(folder: Path, prompts: Sequence[Prompt]) -> None:
         "timesteps": told[0]["timesteps"],
         "branches": told[0]["branches"],
         "channels": told[0]["channels"],
+        "parts": told[0].get("parts", []),
         "forwards": sum(len(one["timesteps"]) * one["branches"] for one in told),
         "seconds": sum(one["seconds"] for one in told),
         "constants": told[0]["constants"],
@@ -202,17 +243,19 @@ class _Recorder:
         self.branches = 0
         self.channels: int | None = None
         self.timesteps: list[float] = []
+        self.parts: list[str] = []
         self.constants: dict[str, Any] = {}
         self.tuples: dict[str, int] = {}
         self._family = family
         self._calls: list[dict[str, Any]] = []
+        self._serving: Callable[[Tensor], str] | None = None
         self._prompt = 0
         self._step = 0
 
     def begin(self, prompt: int) -> None:
         """Start the trajectory of a prompt."""
         self._prompt, self._step, self._calls = prompt, 0, []
-        self.timesteps = []
+        self.timesteps, self.parts = [], []
         place = self.folder / f"p{prompt:04d}"
         shutil.rmtree(place, ignore_errors=True)  # a part that an ended attempt left
         place.mkdir()
@@ -226,6 +269,7 @@ class _Recorder:
             "timesteps": self.timesteps,
             "branches": self.branches,
             "channels": self.channels,
+            "parts": self.parts,
             "constants": self.constants,
             "tuples": self.tuples,
             "seconds": seconds,
@@ -237,6 +281,7 @@ class _Recorder:
             raise TypeError("the pipeline passes positional arguments to its denoiser")
         self._calls.append(kwargs)
         self.channels = self._family.latent_channels(denoiser)
+        self._serving = getattr(denoiser, "serving", None)
 
     def end_step(self) -> None:
         """Write the calls made since the last step as one."""
@@ -258,6 +303,8 @@ class _Recorder:
         if self._step == 0:
             save_file(fixed, self.folder / f"p{self._prompt:04d}" / "fixed.safetensors")
         self.timesteps.append(float(kwargs["timestep"].flatten()[0]))
+        if self._serving is not None:
+            self.parts.append(self._serving(kwargs["timestep"]))
         self.branches = kwargs["hidden_states"].shape[0]
         self._step += 1
 

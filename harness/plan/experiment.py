@@ -170,10 +170,13 @@ def resolve(file: ExperimentFile, flags: Flags) -> Experiment:
     )
 
 
+_FLOATS = ("guidance", "guidance_2", "flow_shift")
+
+
 def gen_changes(section: GenSection) -> dict[str, Any]:
     """What ``[gen]`` names, by name in ``GenSpec``, whole numbers as floats where it has floats."""
     given = section.model_dump(exclude_none=True)
-    return {n: float(v) if n in ("guidance", "flow_shift") else v for n, v in given.items()}
+    return {n: float(v) if n in _FLOATS else v for n, v in given.items()}
 
 
 def _judge(file: ExperimentFile) -> JudgeSettings:

@@ -57,6 +57,7 @@ class GenSection(_Section):
     vae_tiling: bool | None = None
     negative_prompt: str | None = None
     flow_shift: float | int | None = Field(default=None, gt=0, allow_inf_nan=False)
+    guidance_2: float | int | None = Field(default=None, ge=0)
 
 
 class CalibrationSection(_Section):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError
 from harness.models.admission import admit
-from harness.models.description import component_weights
+from harness.models.description import SECOND_DENOISER, component_weights
 from harness.models.families import family_by_name
 from harness.models.files import has_weights
 from harness.models.geometry import factors
@@ -107,6 +107,11 @@ def _settings(
     tiled = tiles(gen, family_by_name(admit(description)))
     shift, why = shift_text(scheduler.kind, scheduler.config, gen.flow_shift)
     sizes = dict.fromkeys([source("height"), source("width")])
+    second = []
+    if SECOND_DENOISER in description.components:
+        scale = gen.guidance if gen.guidance_2 is None else gen.guidance_2
+        taken = f"below {description.boundary:g} of the timesteps; {source('guidance_2')}"
+        second = [("guidance, second denoiser", f"{scale:g}", taken)]
     return Section(
         title=f"settings{f', known as {settled.model}' if settled.model else ''}",
         rows=(
@@ -115,6 +120,7 @@ def _settings(
             ("fps", str(gen.fps), source("fps")),
             ("steps", str(gen.steps), source("steps")),
             ("guidance", f"{gen.guidance:g}", source("guidance")),
+            *second,
             ("scheduler", scheduler.kind, "scheduler/scheduler_config.json"),
             ("flow shift", shift, why or source("flow_shift")),
             ("dtype", gen.dtype, source("dtype")),

@@ -27,7 +27,14 @@ def draw_heat_map(path: Path, errors: Sequence[LayerError], title: str) -> None:
     layers = list(dict.fromkeys(e.layer for e in errors))
     steps = sorted({(e.step, e.timestep) for e in errors})
     value = {(e.layer, e.step): e.error for e in errors}
-    grid = [[math.log10(max(_FLOOR, value[layer, step])) for step, _ in steps] for layer in layers]
+    # a layer of one of two experts has no value at the other's steps: its place stays empty
+    grid = [
+        [
+            math.log10(max(_FLOOR, value[layer, step])) if (layer, step) in value else math.nan
+            for step, _ in steps
+        ]
+        for layer in layers
+    ]
     height = min(40.0, 1.6 + 0.16 * len(layers))
     figure = Figure(figsize=(6 + 0.16 * len(steps), height), layout="constrained")
     axis = figure.subplots()

@@ -150,8 +150,9 @@ def copy_out(plan: Plan, store: Store, folder: Path) -> None:
         artifact = planned.task.artifact
         entry = store.find("artifact", artifact.key) if artifact else None
         if entry is not None and (entry.folder / "figures").is_dir():
-            for figure in sorted((entry.folder / "figures").iterdir()):
-                _link(figure, folder / "figures" / planned.cell.id / figure.name)
+            kept = entry.folder / "figures"  # of several networks each has a folder of its own
+            for figure in sorted(path for path in kept.rglob("*") if path.is_file()):
+                _link(figure, folder / "figures" / planned.cell.id / figure.relative_to(kept))
 
 
 def _link(source: Path, target: Path) -> None:

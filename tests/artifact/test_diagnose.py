@@ -16,6 +16,7 @@ from harness.artifact.diagnose import Diagnosis, denoiser_calls, diagnose
 from harness.cli.diagnose import diagnose as command
 from harness.errors import UsageError
 from harness.models.block_input import Sample
+from harness.models.experts import FIRST, join_experts_
 from harness.models.families import family_by_name as family
 from harness.models.families.base import linear_at, target_linears
 from harness.models.families.fold import fold_scale_
@@ -28,7 +29,7 @@ from harness.quant.layers.linear import QuantLinear, WeightSpec, quantize_linear
 from harness.quant.layers.policy import TimestepPolicy, attach_policy_
 from harness.quant.layers.switch import SwitchedLinear
 from harness.spec import Prompt
-from harness.testing.miniatures import GENS, MINIATURES
+from harness.testing.miniatures import GENS, MINIATURES, wan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -249,6 +250,23 @@ def test_every_family_can_be_diagnosed(tmp_path: Path, name: str) -> None:
     forced = first.forced if first.conditional is None else first.conditional
     # Where the sampler calls branch by branch, sums have another order and roundings may flip.
     assert first.free == pytest.approx(forced, rel=0.05)
+
+
+def test_two_experts_are_diagnosed_each_at_its_own_steps(tmp_path: Path) -> None:
+    pipeline = wan(experts=2)
+    join_experts_(pipeline)
+    model = quantized(pipeline.transformer, "wan", 8, 8)
+    (found,) = diagnosed(tmp_path, model, pipeline=pipeline, name="wan")
+    assert {e.layer for e in found.layers} == set(
+        target_linears(family("wan"), pipeline.transformer)
+    )
+    for error in found.layers:
+        assert (error.step < 2) == error.layer.startswith(f"{FIRST}.")
+    for block in found.blocks:
+        assert (block.step < 2) == block.block.startswith(f"{FIRST}.")
+        assert block.own > 0
+    assert all(0 < step.forced < 0.5 for step in found.steps)
+    assert found.steps[0].free == pytest.approx(found.steps[0].conditional, rel=0.05)
 
 
 def test_the_cost_counts_every_call(tmp_path: Path) -> None:

@@ -73,6 +73,10 @@ KNOWN: dict[str, dict[str, Any]] = {
         "vae": {"z_dim": 48, "scale_factor_spatial": 16, "scale_factor_temporal": 4},
         "scheduler": {**UNIPC, "flow_shift": 5.0},
     },
+    "wan2.2-a14b": {
+        "kind": "Wan", "transformer": WAN_14, "stored": "F32", "experts": True,
+        "scheduler": {**UNIPC, "flow_shift": 3.0},
+    },
     "ltx-video": {"kind": "LTX", "transformer": LTX, "stored": "F32"},
     "latte": {"kind": "Latte", "transformer": LATTE, "stored": "F32"},
 }  # fmt: skip
@@ -122,6 +126,10 @@ def write_known(folder: Path, name: str, *, stored: str | None = None) -> Path:
         "transformer": ["diffusers", transformer],
         "vae": ["diffusers", vae],
     }
+    if about.get("experts"):
+        index |= {"transformer_2": index["transformer"], "boundary_ratio": 0.875}
+        write_json(folder, "transformer_2/config.json", about["transformer"])
+        write_weights(folder / "transformer_2/diffusion_pytorch_model.safetensors", kept)
     write_json(folder, "model_index.json", index)
     write_json(folder, "scheduler/scheduler_config.json", scheduler)
     write_json(folder, "text_encoder/config.json", {"model_type": "t5"})

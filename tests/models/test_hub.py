@@ -151,11 +151,20 @@ def test_the_table_names_repositories_and_no_commit() -> None:
         assert model.repo in model.about
 
 
-def test_a_model_with_two_denoisers_is_refused_with_the_reason(tmp_path: Path) -> None:
+def test_experts_are_admitted_by_what_their_folder_says(tmp_path: Path) -> None:
     wan(experts=2).save_pretrained(tmp_path / "a14b")
-    with pytest.raises(HarnessError, match="has two denoisers") as caught:
+    assert model_spec(str(tmp_path / "a14b")).family == "wan"
+    config = tmp_path / "a14b" / "transformer_2" / "config.json"
+    told = json.loads(config.read_text())
+    config.write_text(json.dumps({**told, "ffn_dim": 128}))
+    with pytest.raises(HarnessError, match=r"not of one architecture: \['ffn_dim'\] differ"):
         model_spec(str(tmp_path / "a14b"))
-    assert "wan2.1-1.3b" in caught.value.hint
+    config.write_text(json.dumps(told))
+    index = tmp_path / "a14b" / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "boundary_ratio": None}))
+    with pytest.raises(HarnessError, match="nothing says when each serves") as caught:
+        model_spec(str(tmp_path / "a14b"))
+    assert "boundary_ratio" in caught.value.hint
 
 
 @pytest.mark.parametrize("name", MINIATURES)

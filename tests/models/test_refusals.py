@@ -146,7 +146,7 @@ BROKEN: dict[str, tuple[str, Callable[[Path], object], str, str]] = {
             ),
             write_json(folder, "transformer_2/config.json", {}),
         ),
-        "has two denoisers", "wan2.1-1.3b",
+        "nothing says when each serves", "boundary_ratio",
     ),
     "a quantized denoiser": (
         "cogvideox-5b", becomes("transformer/config.json", **QUANTIZED),

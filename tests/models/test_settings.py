@@ -9,11 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from harness.errors import UsageError
 from harness.models import hub, settings, table
 from harness.models.admission import PIPELINES
 from harness.models.description import describe, describe_loaded
 from harness.models.geometry import FACTORS, check_gen
 from harness.models.model_files import FolderFiles
+from harness.models.request import changed, check_request
 from harness.models.settings import TABLE, settle
 from harness.models.table import model_spec
 from harness.spec import GenSpec
@@ -29,6 +31,7 @@ NORMAL = {
     "wan2.1-1.3b": (480, 832, 81, 16, "bfloat16"),
     "wan2.1-14b": (720, 1280, 81, 16, "bfloat16"),
     "wan2.2-ti2v-5b": (704, 1280, 121, 24, "bfloat16"),
+    "wan2.2-a14b": (720, 1280, 81, 16, "bfloat16"),
     "ltx-video": (512, 704, 161, 25, "bfloat16"),
     "latte": (512, 512, 16, 8, "float16"),
 }
@@ -65,13 +68,14 @@ def test_a_loaded_pipeline_is_run_like_its_folder(tmp_path: Path, name: str) -> 
     gen = model_spec(str(folder)).gen
     index = json.loads((folder / "model_index.json").read_text())
     parts = {}
-    for part, (_, kind) in ((n, e) for n, e in index.items() if not n.startswith("_")):
+    for part, (_, kind) in ((n, e) for n, e in index.items() if isinstance(e, list)):
         file = "scheduler_config.json" if part == "scheduler" else "config.json"
         path = folder / part / file
         config = json.loads(path.read_text()) if path.is_file() else {}
         parts[part] = type(kind, (), {"config": config, "dtype": f"torch.{gen.dtype}"})()
     kind = type(index["_class_name"], (SimpleNamespace,), {})
-    loaded = kind(components=parts, transformer=parts["transformer"])
+    ratio = SimpleNamespace(boundary_ratio=index.get("boundary_ratio"))
+    loaded = kind(components=parts, transformer=parts["transformer"], config=ratio)
     assert settle(describe_loaded(loaded)).gen == gen  # type: ignore[arg-type]
 
 
@@ -107,6 +111,22 @@ def test_the_shift_of_a_converter_is_replaced_and_one_that_was_chosen_stays(tmp_
     assert model_spec(str(write_known(tmp_path / "small", "wan2.1-1.3b"))).gen.flow_shift is None
 
 
+def test_experts_are_guided_and_shifted_as_their_script_says(tmp_path: Path) -> None:
+    folder = write_known(tmp_path / "a14b", "wan2.2-a14b")
+    gen = model_spec(str(folder)).gen
+    assert (gen.steps, gen.guidance, gen.guidance_2, gen.flow_shift) == (40, 4.0, 3.0, 12.0)
+    assert model_spec(str(write_known(tmp_path / "one", "wan2.1-14b"))).gen.guidance_2 is None
+    description = describe(FolderFiles(folder), "a14b")
+    off = changed(gen, {"guidance": 1.0})
+    assert off.guidance_2 is None
+    check_request(description, off)
+    with pytest.raises(UsageError, match="guidance 1 runs one branch, with both denoisers"):
+        check_request(description, changed(gen, {"guidance": 1.0, "guidance_2": 2.0}))
+    single = describe(FolderFiles(tmp_path / "one"), "one")
+    with pytest.raises(UsageError, match="guidance_2 = 3 is of a second denoiser"):
+        check_request(single, gen)
+
+
 def test_the_negative_prompt_of_the_example_is_the_default_where_there_is_one(
     tmp_path: Path,
 ) -> None:
@@ -115,7 +135,7 @@ def test_the_negative_prompt_of_the_example_is_the_default_where_there_is_one(
         for name in KNOWN
     }
     assert {name for name, yes in has.items() if yes} == {
-        "wan2.1-1.3b", "wan2.1-14b", "wan2.2-ti2v-5b", "ltx-video",
+        "wan2.1-1.3b", "wan2.1-14b", "wan2.2-ti2v-5b", "wan2.2-a14b", "ltx-video",
     }  # fmt: skip
 
 

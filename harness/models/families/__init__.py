@@ -25,6 +25,7 @@ _BY_CLASS = {
     "HunyuanVideoTransformer3DModel": "hunyuanvideo",
     "LTXVideoTransformer3DModel": "ltx",
     "LatteTransformer3DModel": "latte",
+    "WanExperts": "wan",  # of harness.models.experts
     "WanTransformer3DModel": "wan",
 }
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from harness.models.families.base import Family, InputGroup, both_branches
 from harness.models.families.fold_targets import NormFold, TableFold, ValueFold
 from harness.models.families.latent import patch_frames, patch_tokens
+from harness.models.families.parts import parts_of, prefix
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,9 +70,12 @@ class Wan(Family):
     text_cleaners = ("ftfy",)  # WanPipeline's basic_clean
 
     def blocks(self, transformer: nn.Module) -> list[tuple[str, nn.Module]]:
-        """Return ``blocks.<i>``."""
-        blocks = transformer.get_submodule("blocks").children()
-        return [(f"blocks.{i}", block) for i, block in enumerate(blocks)]
+        """Return ``blocks.<i>``; of two experts those of the first, then those of the second."""
+        return [
+            (f"{prefix(name)}blocks.{i}", block)
+            for name, part in parts_of(transformer).items()
+            for i, block in enumerate(part.get_submodule("blocks").children())
+        ]
 
     def groups(self, block: nn.Module) -> tuple[InputGroup, ...]:
         """Return the inputs of a block; an image-conditioned one reads image tokens too."""
@@ -113,8 +117,9 @@ class Wan(Family):
         return noise
 
     def arguments(self, gen: GenSpec) -> dict[str, Any]:
-        """Name the frames and the length of the text."""
-        return {"num_frames": gen.frames, "max_sequence_length": gen.max_text_tokens}
+        """Name the frames, the length of the text, and the scale of the second expert."""
+        own = {"num_frames": gen.frames, "max_sequence_length": gen.max_text_tokens}
+        return own if gen.guidance_2 is None else {**own, "guidance_scale_2": gen.guidance_2}
 
     def encode_text(
         self, pipeline: DiffusionPipeline, text: str, gen: GenSpec

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.errors import HarnessError, UsageError
+from harness.models.experts import FIRST, SECOND, WanExperts, denoiser_of
 from harness.models.families import family_by_name, family_name_of
 from harness.models.families.fold import MODULATION_SCALE, restore_modulation_scales_
 from harness.models.families.fold_targets import TableFold
+from harness.models.families.parts import parts_of
 from harness.models.skeleton import empty_denoiser
 from harness.quant.layers.layers import dtype_name, quantized_layers, replace_module_
-from harness.quant.layers.policy import attach_policy_, build_policy
+from harness.quant.layers.policy import attach_policy_, build_policies
 from harness.quant.layers.shards import WEIGHTS as WEIGHTS
 from harness.quant.layers.shards import StoredTensors, damaged
 from harness.quant.layers.stored import MANIFEST as MANIFEST
@@ -72,9 +74,10 @@ def load_artifact_(
     transformer.load_state_dict(ready.kept, strict=False, assign=empty)
     if empty:
         transformer.eval().requires_grad_(False)
-    if ready.policy is not None:
-        attach_policy_(transformer, ready.policy)
-    refuse_saving_(transformer, folder)
+    for name, policy in ready.policies.items():
+        attach_policy_(transformer.get_submodule(name), policy)
+    for part in parts_of(transformer).values():
+        refuse_saving_(part, folder)
     return manifest
 
 
@@ -93,9 +96,9 @@ def load_quantized(pipeline: DiffusionPipeline, artifact: str | Path) -> Diffusi
         UsageError: The denoiser's weights are held by something else, or have another dtype.
         HarnessError: The folder is no artifact, is damaged, or belongs to another model.
     """
-    given: nn.Module = pipeline.transformer
-    transformer, folder = unwrapped(given), Path(artifact)
-    check_replaceable(transformer)
+    transformer, folder = denoiser_of(pipeline), Path(artifact)
+    for part in parts_of(transformer).values():
+        check_replaceable(part)
     manifest, tensors = open_artifact(folder)
     check_fit(transformer, manifest, tensors)
     wanted, found = kept_dtype(manifest, tensors), _common_dtype(transformer)
@@ -107,7 +110,8 @@ def load_quantized(pipeline: DiffusionPipeline, artifact: str | Path) -> Diffusi
             f"load the pipeline with dtype={name}",
         )
     load_artifact_(transformer, folder)
-    if given is not transformer:
+    given = (getattr(pipeline, name, None) for name in (FIRST, SECOND))
+    if any(module is not None and unwrapped(module) is not module for module in given):
         torch.compiler.reset()  # what was compiled holds the weights that were replaced
     refuse_saving_(pipeline, folder)
     return pipeline
@@ -198,11 +202,19 @@ def check_fit(transformer: nn.Module, manifest: Mapping[str, Any], tensors: Stor
 def _check_config(transformer: nn.Module, manifest: Mapping[str, Any], folder: Path) -> None:
     """What decides about the computation beside the weights: patches, rotary tables, constants."""
     theirs = manifest.get(MODEL_CONFIG)
-    own = getattr(transformer, "config", None)
-    if theirs is None or own is None:
+    if theirs is None:
         return
+    if not isinstance(transformer, WanExperts):
+        _compare(getattr(transformer, "config", None), theirs, folder)
+        return
+    _compare({"boundary": transformer.boundary}, {"boundary": theirs.get("boundary")}, folder)
+    for name, part in parts_of(transformer).items():
+        _compare(part.config, theirs.get("experts", {}).get(name, {}), folder)
+
+
+def _compare(own: Any, theirs: Mapping[str, Any], folder: Path) -> None:
     for name, value in theirs.items():
-        mine = own.get(name, value)
+        mine = value if own is None else own.get(name, value)
         if _plain(mine) != _plain(value):
             raise _mismatch(folder, f"has {name} {mine}, the artifact's has {value}")
 
@@ -242,7 +254,7 @@ class _Ready:
 
     layers: dict[str, QuantizedLayer]
     kept: dict[str, Tensor]
-    policy: StepPolicy | None
+    policies: dict[str, StepPolicy]
 
 
 def _read(manifest: dict[str, Any], tensors: StoredTensors, device: torch.device) -> _Ready:
@@ -259,10 +271,10 @@ def _read(manifest: dict[str, Any], tensors: StoredTensors, device: torch.device
         kept[name] = value.to(device=device, dtype=getattr(torch, dtype))
     policy = manifest.get("step_policy")
     try:
-        built = None if policy is None else build_policy(policy["kind"], policy["facts"])
-    except (KeyError, ValueError, TypeError) as cause:
+        built = {} if policy is None else build_policies(policy)
+    except (KeyError, ValueError, TypeError, AttributeError) as cause:
         raise damaged(tensors.folder, f"is damaged: its step policy is none ({cause})") from cause
-    return _Ready(layers=layers, kept=kept, policy=built)
+    return _Ready(layers=layers, kept=kept, policies=built)
 
 
 def _check_finite(folder: Path, name: str, value: Tensor) -> None:

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from harness.models.families.parts import parts_of
 from harness.quant.layers.switch import SwitchedLinear
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _ATTRIBUTE = "_step_policy"
+_EXPERTS = "experts"
 
 
 class StepPolicy:
@@ -195,6 +197,33 @@ def policy_of(transformer: nn.Module) -> StepPolicy | None:
     """The policy of a denoiser, None where it has none."""
     found: StepPolicy | None = getattr(transformer, _ATTRIBUTE, None)
     return found
+
+
+def policies_of(transformer: nn.Module) -> dict[str, StepPolicy]:
+    """The policies of a denoiser's networks, by the names of those that have one."""
+    found = {name: policy_of(part) for name, part in parts_of(transformer).items()}
+    return {name: policy for name, policy in found.items() if policy is not None}
+
+
+def stored_policy(transformer: nn.Module) -> dict[str, Any] | None:
+    """What an artifact says of a denoiser's policy; None where it has none.
+
+    Returns:
+        ``kind`` and ``facts``. Of networks that take turns each has its own: the kind is then
+        ``experts``, the facts are theirs by name.
+    """
+    told = {n: {"kind": p.kind, "facts": p.facts()} for n, p in policies_of(transformer).items()}
+    return told.get("", {"kind": _EXPERTS, "facts": told} if told else None)
+
+
+def build_policies(stored: Mapping[str, Any]) -> dict[str, StepPolicy]:
+    """Rebuild what ``stored_policy`` told, by the names of the networks.
+
+    Raises:
+        ValueError: A kind is not one this version knows.
+    """
+    every = stored["facts"] if stored["kind"] == _EXPERTS else {"": stored}
+    return {name: build_policy(one["kind"], one["facts"]) for name, one in every.items()}
 
 
 def _before(transformer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.errors import HarnessError
+from harness.models.experts import WanExperts
+from harness.models.families.parts import parts_of
 from harness.quant.layers.layers import (
     QuantizedLayer,
     compact,
@@ -21,7 +23,7 @@ from harness.quant.layers.layers import (
     layer_class,
     quantized_layers,
 )
-from harness.quant.layers.policy import policy_of
+from harness.quant.layers.policy import stored_policy
 from harness.quant.layers.shards import WEIGHTS, ShardWriter, StoredTensors, damaged
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ def save_artifact(transformer: nn.Module, folder: Path, about: dict[str, Any]) -
     """
     layers = quantized_layers(transformer)
     manifest: dict[str, Any] = {"schema": SCHEMA, **about, "layers": {}, "kept_dtypes": {}}
-    if (config := _config(transformer)) is not None:
+    if (config := model_config(transformer)) is not None:
         manifest[MODEL_CONFIG] = config
     writer = _Sharing(ShardWriter(folder))
     for name, layer in layers.items():
@@ -59,9 +61,8 @@ def save_artifact(transformer: nn.Module, folder: Path, about: dict[str, Any]) -
         if not name.startswith(inside):
             writer.add(name, compact(value))
             manifest["kept_dtypes"][name] = dtype_name(value)
-    policy = policy_of(transformer)
-    if policy is not None:
-        manifest["step_policy"] = {"kind": policy.kind, "facts": policy.facts()}
+    if (policy := stored_policy(transformer)) is not None:
+        manifest["step_policy"] = policy
     manifest["shared"] = writer.shared
     files = writer.writer.finish()
     if len(files) > 1:
@@ -145,8 +146,16 @@ def artifact_bytes(folder: Path) -> int:
     return sum((folder / name).stat().st_size for name in names)
 
 
-def _config(transformer: Any) -> dict[str, Any] | None:
-    """What a diffusers model was built with; None for another module."""
+def model_config(transformer: Any) -> dict[str, Any] | None:
+    """What a denoiser was built with, as JSON has it.
+
+    Returns:
+        Config of a diffusers model, None for another module. Of experts: the ``boundary`` between
+        them, and the config of each by name under ``experts``.
+    """
+    if isinstance(transformer, WanExperts):
+        experts = {name: model_config(part) for name, part in parts_of(transformer).items()}
+        return {"boundary": transformer.boundary, "experts": experts}
     if not hasattr(transformer, "to_json_string"):
         return None
     found: dict[str, Any] = json.loads(transformer.to_json_string())
