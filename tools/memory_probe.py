@@ -32,7 +32,7 @@ def _tracer() -> Any:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.TracedMemory
+    return module.PeakTensors
 
 
 def training() -> dict[str, Any]:
@@ -99,9 +99,8 @@ def train(block: Any, tokens: int, *, steps: int = 1) -> tuple[int, float]:
         index=0, name="block", block=block, groups=target_groups(family, block),
         inputs=[given], targets=[target], given=[given], walk=walk,
     )  # fmt: skip
-    held = [*block.parameters(), *streams.values(), *target.streams.values(), given.fixed["temb"]]
     started = time.perf_counter()
-    with _tracer()().known(held) as memory:
+    with _tracer()() as memory:
         BlockLearner(ctx).learn_block(walked, BlockTask(inputs=[given], targets=[target]))
     return memory.peak, time.perf_counter() - started
 
@@ -113,7 +112,7 @@ def packed() -> dict[str, Any]:
 
     x = torch.randn(1, CALL_TOKENS, 4 * WIDTH, dtype=torch.bfloat16)
     layers = []
-    with torch.no_grad(), _tracer()().known([x]) as memory:
+    with torch.no_grad(), _tracer()() as memory:
         for _ in range(LAYERS):
             linear = torch.nn.Linear(4 * WIDTH, WIDTH, dtype=torch.bfloat16)
             layers.append(quantize_linear(linear, WeightSpec(bits=4), ActivationSpec(bits=8)))

@@ -14,60 +14,66 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 
-class TracedMemory(TorchDispatchMode):
-    """Counts the bytes of storages that come into being while it is active.
+class PeakTensors(TorchDispatchMode):
+    """Counts the bytes of tensors that operations make, while entered, for as long as they live.
+
+    Works on every device and sees what autograd keeps, gradients and temporaries of Python code;
+    scratch memory within an operation is not seen.
 
     Attributes:
-        live: Bytes of those that are alive.
-        peak: Most that ``live`` ever was.
+        live: Bytes alive now.
+        peak: Most bytes alive at once.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.live = 0
-        self.peak = 0
-        self._known: dict[int, int] = {}
-
-    def known(self, tensors: Sequence[torch.Tensor]) -> TracedMemory:
-        """Leave out storages that were there before, so that views of them count nothing."""
-        for tensor in tensors:
-            storage = tensor.untyped_storage()
-            self._known[storage._cdata] = 0
-        return self
+        self.live = self.peak = 0
+        self._known = WeakIdKeyDictionary()
 
     def __torch_dispatch__(
         self,
         func: Any,
         types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run the operator and take its outputs into account."""
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, torch.Tensor):
-                self._see(leaf)
+        """Run an operation and count the storages that it made."""
+        kwargs = kwargs or {}
+        for value in _tensors((args, kwargs)):
+            self._known.setdefault(value.untyped_storage(), 0)
+        out = func(*args, **kwargs)
+        for value in _tensors(out):
+            self._add(value.untyped_storage())
         return out
 
-    def _see(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
-        place = storage._cdata
-        if place in self._known:
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._known:
             return
         size = storage.nbytes()
-        self._known[place] = size
+        self._known[storage] = size
         self.live += size
         self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._free, place)
+        weakref.finalize(storage, self._free, size)
 
-    def _free(self, place: int) -> None:
-        self.live -= self._known.pop(place, 0)
+    def _free(self, size: int) -> None:
+        self.live -= size
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Tensors in the arguments or results of an operation."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _tensors(part)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
 
 
 class FusedAttention(TorchFunctionMode):
@@ -91,14 +97,13 @@ class FusedAttention(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def traced_peak(call: Callable[[], Any], held: Sequence[torch.Tensor] = ()) -> int:
+def traced_peak(call: Callable[[], Any]) -> int:
     """Bytes that a call adds at its peak.
 
     Args:
         call: What is done; on meta tensors it costs no time and no memory.
-        held: Tensors that were there before.
     """
-    with torch.no_grad(), FusedAttention(), TracedMemory().known(held) as memory:
+    with torch.no_grad(), FusedAttention(), PeakTensors() as memory:
         result = call()
     del result
     peak: int = memory.peak

@@ -7,16 +7,14 @@ is what a token costs, what is left is weights, their rounding and optimizer sta
 from __future__ import annotations
 
 import time
-import weakref
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import WeakIdKeyDictionary
 
 from harness.bits import BitSpec
+from harness.measure.traced import PeakTensors
 from harness.method import QuantContext
 from harness.models.block_input import BlockInput, Sample
 from harness.models.families import family_by_name
@@ -27,7 +25,7 @@ from harness.quant.learning.block_trainer import BlockTask
 from harness.quant.learning.learned_blocks import BlockLearner, LearnedOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping
 
     from torch import nn
 
@@ -67,62 +65,6 @@ class TrainingMemory:
     bytes_a_token: float
     fixed_bytes: float
     steps: tuple[TrainingStep, ...]
-
-
-class PeakTensors(TorchDispatchMode):
-    """Counts the bytes of tensors that operations make, while entered, for as long as they live.
-
-    Works on every device and sees what autograd keeps, gradients and temporaries of Python code;
-    scratch memory within an operation is not seen.
-
-    Attributes:
-        live: Bytes alive now.
-        peak: Most bytes alive at once.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.live = self.peak = 0
-        self._known = WeakIdKeyDictionary()
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Run an operation and count the storages that it made."""
-        kwargs = kwargs or {}
-        for value in _tensors((args, kwargs)):
-            self._known.setdefault(value.untyped_storage(), 0)
-        out = func(*args, **kwargs)
-        for value in _tensors(out):
-            self._add(value.untyped_storage())
-        return out
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        if storage in self._known:
-            return
-        size = storage.nbytes()
-        self._known[storage] = size
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._free, size)
-
-    def _free(self, size: int) -> None:
-        self.live -= size
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    """Tensors in the arguments or results of an operation."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for part in value:
-            yield from _tensors(part)
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
 
 
 def cogvideox_2b_block() -> nn.Module:

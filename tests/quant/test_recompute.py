@@ -10,8 +10,8 @@ from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBloc
 from torch import Tensor, nn
 
 from harness.bits import BitSpec
+from harness.measure.traced import PeakTensors
 from harness.measure.training_memory import (
-    PeakTensors,
     cogvideox_input,
     training_memory,
     training_step,
