@@ -17,6 +17,7 @@ from harness.api import (
     QuantReport,
     Reproduction,
     SampleOptions,
+    Work,
     options,
 )
 from harness.quant import (
@@ -35,6 +36,8 @@ from harness.quant import (
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from harness.api import BitSpec
 
 
 @options
@@ -76,6 +79,11 @@ class RTNGPTQ(Method):
             ),
         ),
     )
+
+    def work(self, options: RTNGPTQOptions, bits: BitSpec) -> Work:
+        """Outputs and Hessians."""
+        del bits
+        return Work(samples=options.samples, passes=2)
 
     def quantize_(self, transformer: nn.Module, ctx: QuantContext) -> QuantReport:
         """Round block by block."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 TINY_TEXT_TOKENS = 8
@@ -32,6 +34,16 @@ def interruptible() -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def default_dtype_is_left_alone() -> Iterator[None]:
+    """A default dtype that a test leaves behind would change every test after it."""
+    yield
+    if (torch := sys.modules.get("torch")) is not None:
+        left, usual = torch.get_default_dtype(), torch.float32
+        torch.set_default_dtype(usual)
+        assert left == usual, f"the default dtype was left at {left}"
 
 
 def build_tiny_pipeline(folder: Path, *, seed: int = 0) -> Path:

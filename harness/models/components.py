@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
+from harness.models.default_dtype import default_dtype
 from harness.models.files import choose_weights, weight_files
 from harness.models.loaded import check_finite, check_loading
 
@@ -84,7 +85,7 @@ def load_component(component: Component, *, device: str, dtype: str) -> Any:
     """
     import torch
 
-    with explained(component):
+    with explained(component), default_dtype():
         cls = component.find_class()
         if not issubclass(cls, torch.nn.Module):
             _need_protobuf(component.path)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
 from harness.models.admission import EXPERT_CLASS
+from harness.models.default_dtype import default_dtype
 from harness.models.families import family_name_of
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ def empty_denoiser(class_name: str, config: Mapping[str, Any], dtype: torch.dtyp
         HarnessError: The class belongs to no supported family, or does not take the config.
     """
     import diffusers
-    import torch
     from accelerate import init_empty_weights
 
     from harness.models.experts import WanExperts
@@ -40,18 +40,14 @@ def empty_denoiser(class_name: str, config: Mapping[str, Any], dtype: torch.dtyp
     if class_name == WanExperts.__name__:
         return _empty_experts(config, dtype)
     family_name_of(class_name)  # refuses a class of no family
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
     try:
-        with init_empty_weights(include_buffers=False):
+        with default_dtype(dtype), init_empty_weights(include_buffers=False):
             built: nn.Module = getattr(diffusers, class_name).from_config(dict(config))
     except (TypeError, ValueError, AttributeError) as cause:
         raise HarnessError(
             f"no {class_name} can be built from its config: {cause}",
             "quantize again with this version, or install the diffusers it was made with",
         ) from cause
-    finally:
-        torch.set_default_dtype(before)
     return built.eval().requires_grad_(False)
 
 

@@ -29,6 +29,7 @@ from harness.api import (
     Share,
     SpacedOptions,
     Whole,
+    Work,
     options,
 )
 from harness.quant import (
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import nn
+
+    from harness.api import BitSpec
 
 
 @options
@@ -138,6 +141,16 @@ class QDiT(Method):
         ),
         deviations=_DEVIATIONS,
     )
+
+    def work(self, options: QDiTOptions, bits: BitSpec) -> Work:
+        """Outputs, those of quantized blocks where asked for, Hessians; a search at its most."""
+        passes, compared = 2 + (options.inputs == "quantized"), 0
+        if options.search and not bits.is_identity:
+            compared = 2 * (options.population * (options.rounds + 1) + 1)  # two guidance branches
+        return Work(
+            samples=options.samples, passes=passes,
+            denoiser_passes=compared * options.search_samples,
+        )  # fmt: skip
 
     def quantize_(self, transformer: nn.Module, ctx: QuantContext) -> QuantReport:
         """Choose group sizes, then round block by block."""

@@ -19,7 +19,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import torch
 from pydantic import Field
 
-from harness.api import Count, Method, QuantContext, QuantReport, Share, SpacedOptions, options
+from harness.api import (
+    Count,
+    Method,
+    QuantContext,
+    QuantReport,
+    Share,
+    SpacedOptions,
+    Work,
+    options,
+)
 from harness.quant import (
     ActivationSpec,
     ChannelScale,
@@ -46,6 +55,7 @@ from methods.viditq.sensitivity import is_feed_forward
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from harness.api import BitSpec
     from harness.quant import InputGroup
 
 ACTIVATION_FLOOR = 1e-3  # ViDiT-Q's release of 2025: smallest channel maximum of an activation
@@ -93,6 +103,12 @@ class ViDiTQ(Method):
     Options = ViDiTQOptions
     needs_calibration = True
     reproduction = REPRODUCTION
+
+    def work(self, options: ViDiTQOptions, bits: BitSpec) -> Work | None:
+        """Outputs and maxima; what mixed precision measures depends on the model's layers."""
+        if options.mixed != "none" and bits.w < options.average_bits:
+            return None
+        return Work(samples=options.samples, passes=2)
 
     def quantize_(self, transformer: nn.Module, ctx: QuantContext) -> QuantReport:
         """Balance every input, then round."""

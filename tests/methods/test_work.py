@@ -38,8 +38,12 @@ def method_named(name: str) -> Method:
 
 
 @pytest.mark.parametrize(
-    "name", ["s2q", "flatquant", "ptq4dit", "svdquant", "gptq", "awq", "smoothquant", "quarot"]
-)
+    "name",
+    [
+        "s2q", "flatquant", "ptq4dit", "svdquant", "qdit", "viditq", "gptq", "rtn-gptq", "awq",
+        "smoothquant", "quarot",
+    ],
+)  # fmt: skip
 def test_the_work_is_what_the_report_counts(
     bench: tuple[nn.Module, CalibrationPool], name: str
 ) -> None:
@@ -77,6 +81,18 @@ def test_the_defaults_are_the_papers_budgets() -> None:
         work = method.work(resolve_options(method, {}), bits)
         assert work is not None
         assert work.steps == steps
+
+
+def test_a_search_is_counted_at_its_most_or_said_to_be_unknown() -> None:
+    bits = BitSpec.parse("w4a4")
+    qdit, viditq = method_named("qdit"), method_named("viditq")
+    found = qdit.work(resolve_options(qdit, {"search": True}), bits)
+    assert found is not None
+    # 50 configurations and 10 rounds of as many, the reference; 8 samples, two guidance branches
+    assert found.denoiser_passes == 2 * 8 * (50 * 11 + 1)
+    mixed = resolve_options(viditq, {"mixed": "metric-decoupled"})
+    assert viditq.work(mixed, bits) is None
+    assert viditq.work(mixed, BitSpec.parse("w8a8")) is not None
 
 
 def test_a_method_that_does_not_say_has_unknown_work() -> None:

@@ -10,6 +10,7 @@ import torch
 
 from harness.errors import HarnessError
 from harness.measure.packed import packed_facts
+from harness.models.default_dtype import default_dtype
 from harness.models.families import family_by_name
 from harness.models.families.base import linear_at, target_linears
 from harness.quant.layers.activation import ActivationSpec
@@ -28,11 +29,9 @@ def test_the_peak_of_loading_is_below_six_tenths_of_the_16_bit_model(tmp_path: P
     from diffusers import CogVideoXTransformer3DModel
 
     torch.manual_seed(0)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        # The widths of CogVideoX-2B and two of its thirty blocks, 247 MB; a small clip, because the
-        # table of its positions is as large for two blocks as for thirty.
+    # The widths of CogVideoX-2B and two of its thirty blocks, 247 MB; a small clip, because the
+    # table of its positions is as large for two blocks as for thirty.
+    with default_dtype(torch.bfloat16):
         transformer = CogVideoXTransformer3DModel(
             num_attention_heads=30,
             attention_head_dim=64,
@@ -41,8 +40,6 @@ def test_the_peak_of_loading_is_below_six_tenths_of_the_16_bit_model(tmp_path: P
             sample_width=16,
             sample_height=16,
         ).requires_grad_(False)
-    finally:
-        torch.set_default_dtype(before)
     family = family_by_name("cogvideox")
     for name, group in target_linears(family, transformer).items():
         layer = quantize_linear(
