@@ -10,16 +10,18 @@ import pytest
 
 from harness.artifact.quantize import quantize
 from harness.bits import BitSpec
+from harness.models.experts import join_experts_
+from harness.models.trajectories import record_pool
 from harness.plan.registry import load_method
 from harness.quant.calibration.finished import FinishedBlocks
 from harness.store.kept import Kept
-from harness.testing.conformance import GENS, make_bench
+from harness.testing.conformance import GENS, PROMPTS, Bench, make_bench
+from harness.testing.miniatures import wan
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from harness.testing.conformance import Bench
-
+EXPERTS = "wan, two experts"
 QUICK = {"samples": 4, "timesteps": 2}
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "s2q": ("w4a6", {"samples": 4, "epochs": 1}),
@@ -72,8 +74,19 @@ _BENCHES: dict[str, Bench] = {}
 @pytest.fixture
 def bench(family: str, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     if family not in _BENCHES:
-        _BENCHES[family] = make_bench(family, tmp_path_factory.mktemp(family))
+        folder = tmp_path_factory.mktemp("bench")
+        _BENCHES[family] = experts(folder) if family == EXPERTS else make_bench(family, folder)
     return _BENCHES[family]
+
+
+def experts(folder: Path) -> Bench:
+    """A bench of two denoisers that take turns."""
+    pipeline = wan(experts=2)
+    join_experts_(pipeline)
+    pool = record_pool(
+        pipeline, PROMPTS, GENS["wan"], seed=0, folder=folder, progress=lambda f, t: None
+    )
+    return Bench(pipeline=pipeline, family="wan", pool=pool, folder=folder)
 
 
 def calibrate(bench: Bench, name: str, out: Path, kept: Path | None) -> Path:
@@ -82,7 +95,10 @@ def calibrate(bench: Bench, name: str, out: Path, kept: Path | None) -> Path:
     bits, options = METHODS[name]
     out.mkdir(parents=True)
     copied = copy.copy(bench.pipeline)
-    copied.register_modules(transformer=copy.deepcopy(bench.pipeline.transformer))
+    denoiser = copy.deepcopy(bench.pipeline.transformer)
+    copied.register_modules(transformer=denoiser)
+    if getattr(bench.pipeline, "transformer_2", None) is not None:
+        copied.register_modules(transformer_2=denoiser)
     quantize(
         copied, load_method(name), bits=BitSpec.parse(bits), options=options, family=family,
         gen=GENS[family], pool=bench.pool.folder, seed=0, out=out,
@@ -135,6 +151,7 @@ def ended_at_each_write(
         ("ptq4dit", "hunyuanvideo"),  # streams that change their names, the quantized prefix
         ("svdquant", "cogvideox"),
         ("smoothquant", "wan"),  # scales folded in a table, a generator that goes on
+        ("gptq", EXPERTS),
     ],
 )
 def test_a_calibration_ended_behind_a_block_comes_to_the_same_artifact(
@@ -158,7 +175,14 @@ def test_a_calibration_ended_behind_a_block_comes_to_the_same_artifact(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "family"),
-    [*((name, "cogvideox") for name in METHODS), ("smoothquant", "latte"), ("awq", "wan")],
+    [
+        *((name, "cogvideox") for name in METHODS),
+        ("smoothquant", "latte"),
+        ("awq", "wan"),
+        ("s2q", EXPERTS),
+        ("ptq4dit", EXPERTS),
+        ("svdquant", EXPERTS),
+    ],
 )
 def test_every_method_goes_on_behind_each_of_its_writes(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

@@ -28,7 +28,7 @@ from harness.models.experts import (
 )
 from harness.models.families import family_by_name
 from harness.models.families.base import target_linears
-from harness.models.offload import COMPONENTS, computing_device, place_
+from harness.models.offload import BLOCKS, COMPONENTS, computing_device, place_
 from harness.models.sample import denoise, sample_clip
 from harness.models.trajectories import CalibrationPool, record_pool
 from harness.plan.registry import load_method
@@ -210,10 +210,11 @@ def test_experts_without_a_boundary_or_of_two_kinds_are_refused() -> None:
         denoiser_of(other)
 
 
-def test_offloaded_experts_make_the_same_clip() -> None:
+@pytest.mark.parametrize("offload", [COMPONENTS, BLOCKS])
+def test_offloaded_experts_make_the_same_clip(offload: str) -> None:
     exact = sample_clip(joined(), PROMPTS[0].text, GEN, seed=0)
     pipeline = joined()
-    place_(pipeline, device="cpu", offload=COMPONENTS)
+    place_(pipeline, device="cpu", offload=offload)
     assert computing_device(pipeline).type == "cpu"
     clip = sample_clip(pipeline, PROMPTS[0].text, GEN, seed=0)
     assert torch.equal(clip.latents, exact.latents)

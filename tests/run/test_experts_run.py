@@ -24,7 +24,9 @@ GEN = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("offload", "measured"), [("none", "true"), ("components", "false")])
+@pytest.mark.parametrize(
+    ("offload", "measured"), [("none", "true"), ("components", "false"), ("blocks", "false")]
+)
 def test_two_experts_go_from_a_folder_to_the_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offload: str, measured: str
 ) -> None:
