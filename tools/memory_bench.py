@@ -4,7 +4,7 @@
 
 One block, or four, of CogVideoX-2B's width with random weights, on one thread of the processor.
 ``--against`` names a checkout of this repository that is measured in the same way and stands in
-the column ``before``: ``git worktree add /tmp/before v0.2.0``. Bytes of training and layers are
+the column ``before``: ``git worktree add /tmp/before 52f6e95``. Bytes of training and layers are
 those of every tensor alive (``harness/measure/traced.py``); the peak of loading is a process'.
 """
 
