@@ -1,0 +1,236 @@
+"""Which kernel computes a layer, and why none does."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from harness.bits import IDENTITY_WIDTH
+from harness.kernels.codes import InputCodes
+from harness.kernels.layer import KernelLinear, SharedInput
+from harness.kernels.product import IntegerWeight
+from harness.kernels.registry import AUTO, OFF, kernel_names, load_kernel
+from harness.models.families.base import target_groups
+from harness.models.families.parts import parts_of, prefix
+from harness.quant.layers.layers import replace_module_
+from harness.quant.layers.library import DEQUANTIZE
+from harness.quant.layers.linear import QuantLinear
+from harness.spec import SIMULATED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from torch import nn
+
+    from harness.kernels.product import Kernel
+    from harness.models.families.base import Family
+
+KERNEL = "kernel:"
+_EXECUTION = "_harness_execution"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Execution:
+    """How the quantized linears of a denoiser compute.
+
+    Attributes:
+        label: ``kernel:<name>``, ``dequantize`` where weights alone are rounded, ``simulated``, or
+            empty where no linear is quantized here.
+        layers: How many linears compute in each way.
+        reasons: Why layers are simulated, and how many for each reason.
+    """
+
+    label: str = ""
+    layers: dict[str, int] = field(default_factory=dict)
+    reasons: dict[str, int] = field(default_factory=dict)
+
+
+def choose(layer: QuantLinear, kernels: Iterable[Kernel]) -> tuple[Kernel | None, str]:
+    """The first kernel that can compute a layer, else the reason.
+
+    Args:
+        layer: With rounded activations.
+        kernels: In the order of preference; each can run on the device.
+    """
+    told = general_refusal(layer)
+    if told:
+        return None, told
+    refusals: dict[str, None] = {}
+    for kernel in kernels:
+        why = kernel.refusal(layer)
+        if why is None:
+            return kernel, ""
+        refusals[f"{kernel.name}: {why}"] = None
+    return None, "; ".join(refusals)
+
+
+def general_refusal(layer: QuantLinear) -> str:
+    """Why no product of integers is what a layer computes; empty where one is."""
+    if layer.activation_spec.axis == "channel":
+        return "a step for each channel over the tokens cannot be taken out of a product"
+    if layer.weight_spec.bits == IDENTITY_WIDTH:
+        return "weights have 16 bits"
+    return ""
+
+
+def usable(setting: str, device: torch.device) -> tuple[list[Kernel], str]:
+    """The kernels that a setting allows and a device can run, else the reasons.
+
+    Args:
+        setting: ``auto``, ``off`` or a name.
+        device: Where the layers are.
+
+    Raises:
+        UsageError: The setting names no kernel.
+    """
+    if setting == OFF:
+        return [], "kernels are off"
+    found, refusals = [], []
+    for name in kernel_names() if setting == AUTO else (setting,):
+        kernel = load_kernel(name)
+        why = kernel.missing(device) or inexact(name, str(device))
+        if why:
+            refusals.append(f"{name}: {why}")
+        else:
+            found.append(kernel)
+    return found, "; ".join(refusals)
+
+
+_TRIED_TOKENS, _TRIED_WIDTH, _TRIED_OUTPUTS = 33, 512, 40
+
+
+@lru_cache(maxsize=32)
+def inexact(name: str, device: str) -> str | None:
+    """Whether a kernel loses anything of sums of products of the largest codes; None if not.
+
+    Some processors add pairs of products in 16 bits, which overflows there and nowhere else.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def ends(rows: int) -> torch.Tensor:
+        # rows of one sign make the largest sums, mixed ones those of every size
+        drawn = torch.randint(2, (rows, _TRIED_WIDTH), generator=generator)
+        drawn[::2] = 1
+        return torch.where(drawn == 1, 127, -128).to(torch.int8)
+
+    values, codes = ends(_TRIED_TOKENS), ends(_TRIED_OUTPUTS)
+    weight = IntegerWeight(codes.to(device), torch.ones(_TRIED_OUTPUTS, device=device), None)
+    out = torch.full((_TRIED_TOKENS, _TRIED_OUTPUTS), torch.nan, device=device)
+    one = torch.ones(1, 1, device=device)
+    load_kernel(name).product(weight, None)(InputCodes(values.to(device), one, None), out)
+    # below 2 ** 24, so that single precision holds every sum
+    exact = values.double() @ codes.double().t()
+    return None if torch.equal(out.double().cpu(), exact) else "its sums of products are not exact"
+
+
+def install_kernels_(
+    denoiser: nn.Module, family: Family, *, setting: str, device: torch.device
+) -> Execution:
+    """Let the quantized linears of a denoiser compute on kernels, in place, all or none of them.
+
+    Linears whose weights alone are rounded stay as they are: they expand the weight and multiply in
+    floating point, which is what they do anywhere.
+
+    Args:
+        denoiser: On its device, and not moved from there while it runs.
+        family: Facts, for the linears that read one input.
+        setting: ``auto``, ``off`` or the name of a kernel.
+        device: Where it computes.
+
+    Returns:
+        What was decided; ``execution_of`` finds it again.
+
+    Raises:
+        UsageError: The setting names no kernel.
+    """
+    layers = {n: m for n, m in denoiser.named_modules() if isinstance(m, QuantLinear)}
+    rounded = {n: m for n, m in layers.items() if m.activation_spec.bits != IDENTITY_WIDTH}
+    kernels, none = usable(setting, device)
+    chosen = {n: choose(m, kernels) if kernels else (None, none) for n, m in rounded.items()}
+    reasons = Counter(why for kernel, why in chosen.values() if kernel is None)
+    by_weight = len(layers) - len(rounded)
+    if not layers:
+        return _note(denoiser, Execution())
+    if reasons:
+        counts = {SIMULATED: len(rounded), DEQUANTIZE: by_weight}
+        return _note(denoiser, _execution(SIMULATED, counts, reasons))
+    shared = dict(_shared_inputs(denoiser, family, rounded))
+    for name, (kernel, _) in chosen.items():
+        assert kernel is not None
+        replace_module_(denoiser, name, KernelLinear(rounded[name], kernel, shared[name]))
+    names = Counter(f"{KERNEL}{kernel.name}" for kernel, _ in chosen.values() if kernel)
+    label = "+".join(sorted(names)) or DEQUANTIZE
+    return _note(denoiser, _execution(label, {**names, DEQUANTIZE: by_weight}, {}))
+
+
+def execution_of(denoiser: nn.Module) -> Execution:
+    """What ``install_kernels_`` decided; nothing where it was not asked."""
+    return getattr(denoiser, _EXECUTION, Execution())
+
+
+def _note(denoiser: nn.Module, execution: Execution) -> Execution:
+    object.__setattr__(denoiser, _EXECUTION, execution)
+    return execution
+
+
+def _execution(label: str, layers: Mapping[str, int], reasons: Mapping[str, int]) -> Execution:
+    return Execution(
+        label=label, layers={k: v for k, v in layers.items() if v}, reasons=dict(reasons)
+    )
+
+
+def _shared_inputs(
+    denoiser: nn.Module, family: Family, layers: Mapping[str, QuantLinear]
+) -> Iterator[tuple[str, SharedInput]]:
+    """An input for every layer, one for those that read and treat one tensor alike."""
+    left = dict(layers)
+    for names in _readers(denoiser, family, layers):
+        while names:
+            first, *others = names
+            alike = [first, *(n for n in others if _alike(layers[first], layers[n]))]
+            shared = SharedInput([layers[name] for name in alike])
+            for name in alike:
+                left.pop(name)
+                yield name, shared
+            names = [name for name in others if name not in alike]
+    for name, layer in left.items():
+        yield name, SharedInput([layer])
+
+
+def _readers(
+    denoiser: nn.Module, family: Family, layers: Mapping[str, QuantLinear]
+) -> Iterator[list[str]]:
+    """Names of layers that read one tensor; of a linear in several forms, form by form."""
+    for part, network in parts_of(denoiser).items():
+        for name, block in family.blocks(network):
+            for group in target_groups(family, block):
+                if group.split:  # its linears read different tokens
+                    continue
+                forms: dict[str, list[str]] = {}
+                for linear in group.linears:
+                    whole = f"{prefix(part)}{name}.{linear}"
+                    for found in (n for n in layers if n == whole or n.startswith(f"{whole}.")):
+                        forms.setdefault(found.removeprefix(whole), []).append(found)
+                yield from forms.values()
+
+
+def _alike(a: QuantLinear, b: QuantLinear) -> bool:
+    """Whether two layers transform and round their input in the same way."""
+    if a.activation_spec != b.activation_spec or len(a.transforms) != len(b.transforms):
+        return False
+    return all(
+        type(x) is type(y) and _equal(x, y) for x, y in zip(a.transforms, b.transforms, strict=True)
+    )
+
+
+def _equal(a: Any, b: Any) -> bool:
+    mine, other = a.tensors(), b.tensors()
+    return (
+        a.kind == b.kind
+        and mine.keys() == other.keys()
+        and all(torch.equal(mine[key], other[key]) for key in mine)
+    )

@@ -1,0 +1,162 @@
+"""Products of input and weight codes, and the arithmetic around them that all kernels share.
+
+With codes ``C`` (step ``s``, zero point ``z`` of a token) and ``W`` (step ``t``, zero point ``v``
+of an output channel) over ``n`` input channels,
+
+    y = s t [(C - z)(W - v)^T] + b = s (t [C W^T] - (t v) [sum C] - z (t [sum W - n v])) + b,
+
+where the brackets are sums of integers, exact in 32 bits.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from harness.kernels.codes import offset
+
+if TYPE_CHECKING:
+    from harness.kernels.codes import InputCodes
+    from harness.quant.layers.linear import QuantLinear
+
+INT32_MOST = (1 << 31) - 1
+LANE_MOST = 128
+"""Largest magnitude of a code in an 8-bit lane."""
+
+WIDEST = INT32_MOST // (LANE_MOST * LANE_MOST)
+"""Input channels, 131 071, up to which no sum of products of two 8-bit lanes leaves 32 bits."""
+
+_BLOCK, _FEWEST = 1 << 19, 256
+"""Values of an output computed at a time on a processor, 2 MB in float32; and tokens at least, so
+that a block's product is long enough for the weight to be read from memory meanwhile."""
+
+
+class IntegerWeight(NamedTuple):
+    """A weight as a kernel takes it: ``w = (codes - zero) * scale``.
+
+    Attributes:
+        codes: int8 ``[out_features, in_features]``.
+        scale: float32 ``[out_features]``.
+        zero: float32 ``[out_features]``, None on a symmetric grid.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor | None
+
+
+def integer_weight(layer: QuantLinear) -> IntegerWeight:
+    """The weight of a layer with one step for each output channel.
+
+    Raises:
+        ValueError: Its weight has 16 bits, or steps for groups of input channels.
+    """
+    spec, grid = layer.weight_spec, layer.grid
+    if grid is None or spec.group:
+        raise ValueError("a weight with a step for each output channel is needed")
+    shift = offset(spec.bits, symmetric=grid.zero is None)
+    codes = layer.codes
+    lanes = codes if codes.dtype == torch.int8 else (codes.to(torch.int16) - shift).to(torch.int8)
+    rows = layer.out_features
+    zero = None if grid.zero is None else (grid.zero - shift).reshape(-1).expand(rows).contiguous()
+    return IntegerWeight(lanes, grid.scale.reshape(-1).expand(rows).contiguous(), zero)
+
+
+class Product(nn.Module):
+    """``y = x W^T + bias`` from codes; a kernel adds the product of integers.
+
+    Args:
+        weight: Codes and steps.
+        bias: ``[out_features]`` or None.
+    """
+
+    def __init__(self, weight: IntegerWeight, bias: Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.codes.shape
+        sums = weight.codes.sum(1, dtype=torch.int64).double()
+        if weight.zero is not None:
+            sums -= self.in_features * weight.zero.double()
+        moved = None if weight.zero is None else weight.scale * weight.zero
+        constant = torch.zeros_like(weight.scale) if bias is None else bias.detach().float()
+        self.register_buffer("scaled_sums", (sums * weight.scale.double()).float())
+        self.register_buffer("scaled_zeros", moved)
+        self.register_buffer("constant", constant)
+
+    scaled_sums: Tensor
+    scaled_zeros: Tensor | None
+    constant: Tensor
+
+    @abstractmethod
+    def scaled(self, values: Tensor) -> Tensor:
+        """``t [C W^T]``, float32 ``[tokens, out_features]``, of int8 ``[tokens, in_features]``."""
+
+    def forward(self, codes: InputCodes, out: Tensor) -> None:
+        """Compute ``y`` into ``out``.
+
+        Args:
+            codes: The rounded input.
+            out: ``[tokens, out_features]``, every value of which is written.
+        """
+        tokens = len(codes.values)
+        on_processor = out.device.type == "cpu"
+        step = max(_FEWEST, _BLOCK // self.out_features) if on_processor else max(1, tokens)
+        for start in range(0, tokens, step):
+            part = slice(start, start + step)
+            out[part] = self._finished(codes.values[part], *_rows(codes, part))
+
+    def _finished(self, values: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+        y = self.scaled(values)
+        if self.scaled_zeros is not None:
+            sums = values.sum(1, keepdim=True, dtype=torch.int32).float()
+            y.addmm_(sums, self.scaled_zeros[None], alpha=-1)
+        if zero is not None:
+            y.addmm_(zero.expand(len(y), 1), self.scaled_sums[None], alpha=-1)
+        return y.mul_(scale).add_(self.constant)
+
+
+def _rows(codes: InputCodes, part: slice) -> tuple[Tensor, Tensor | None]:
+    if len(codes.scale) == 1:
+        return codes.scale, codes.zero
+    return codes.scale[part], None if codes.zero is None else codes.zero[part]
+
+
+class Kernel:
+    """What multiplies integers on a kind of device. A plug-in registers its own by entry point.
+
+    Attributes:
+        name: In the table, after ``kernel:``.
+        lanes: Width that the products are computed in.
+    """
+
+    name: ClassVar[str]
+    lanes: ClassVar[str] = "int8"
+
+    def missing(self, device: torch.device) -> str | None:
+        """Why it cannot run on a device at all; None where it can."""
+        raise NotImplementedError(self.name)
+
+    def refusal(self, layer: QuantLinear) -> str | None:
+        """Why it cannot compute a layer; None where it can.
+
+        What no kernel here can compute is refused; a kernel with groups overrides this.
+        """
+        return refusal_of_groups(layer)
+
+    def product(self, weight: IntegerWeight, bias: Tensor | None) -> Product:
+        """The product of a layer, its weight laid out as the kernel wants it."""
+        raise NotImplementedError(self.name)
+
+
+def refusal_of_groups(layer: QuantLinear) -> str | None:
+    """Why a kernel with one step for each output channel and token cannot compute a layer."""
+    weight, activation = layer.weight_spec, layer.activation_spec
+    if weight.group:
+        return f"weights have a step for each {weight.group} input channels"
+    if activation.group:
+        return f"activations have a step for each {activation.group} channels of a token"
+    if layer.in_features > WIDEST:
+        return f"{layer.in_features} input channels could leave 32 bits"
+    return None
