@@ -14,6 +14,8 @@ FP = "fp"
 """The unquantized reference: its row, its method, and the width of rows that are not quantized."""
 
 SIMULATED = "simulated"
+KERNEL = "kernel:"
+DEQUANTIZE = "dequantize"
 """How layers compute whose low-bit values are computed in floating point."""
 
 QUALITY, VBENCH, FIDELITY, COST, OTHER = "quality", "VBench", "fidelity to fp", "cost", "other"

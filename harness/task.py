@@ -83,6 +83,7 @@ class CellTask:
         text: Key of the encoded empty prompt.
         first: Whether it is the row that the others are held against: where one of its clips
             diverges, the rest is not made.
+        kernels: What computes the quantized layers: ``auto``, ``off``, or the name of a kernel.
     """
 
     id: str
@@ -97,6 +98,7 @@ class CellTask:
     kind: str = CELL
     text: str = ""
     first: bool = False
+    kernels: str = "off"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,6 +118,7 @@ class MeasureTask:
         steps: Denoising steps that are timed in a turn.
         text: Key of the encoded empty prompt.
         offload: What of the model waits in the host's memory meanwhile.
+        kernels: What computes the quantized layers.
     """
 
     id: str
@@ -128,6 +131,7 @@ class MeasureTask:
     text: str = ""
     kind: str = MEASURE
     offload: str = "none"
+    kernels: str = "off"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

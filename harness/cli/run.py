@@ -111,6 +111,11 @@ def _list(
     type=click.Choice(["none", "components", "blocks"]),
     help="What of a model waits in the host's memory.  [default: none]",
 )
+@click.option(
+    "--kernels",
+    help="What computes quantized layers: auto, off (simulate), or a kernel of `harness list "
+    "kernels`.  [default: auto]",
+)
 @click.option("--jobs", type=click.IntRange(min=1), help="Workers side by side.")
 @click.option("--no-baselines", is_flag=True, help="Leave out the control and rtn rows.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
 from harness.generate.text import CUT, read_cuts, read_text
-from harness.spec import COST, Metric, Value
+from harness.spec import COST, KERNEL, Metric, Value
 from harness.store.keys import Keyed, digest
 from harness.store.sources import sources_digest
 
@@ -34,11 +35,21 @@ ENCODER = "encoder"
 STEPS_BY_CHOICE = "steps_by_choice"
 """In a clip's facts: the form that its step policy chose at each step, in order."""
 
+EXECUTION = "execution"
+"""In a clip's facts: how the quantized layers computed, and why not by a kernel."""
+
 STEPS_FORM = "steps_form_"
 FORMS = 8  # more forms than any step policy has
 _CODER = "harness.generate.video"
 
+KERNEL_LINEARS = "kernel_linears"
+"""Metric: linears of a row that a kernel computes; its detail says which."""
+
 METRICS = (
+    Metric(
+        name=KERNEL_LINEARS, unit="linears", title="execution", block=COST, whole=True,
+        measured=False,
+    ),
     Metric(name="clip_a_bits", unit="bits", title="A bits\na clip", block=COST, shown=False),
     *(
         Metric(
@@ -53,7 +64,7 @@ METRICS = (
 def clip_key(
     *,
     quant: str,
-    execution: str,
+    execution: str | Mapping[str, Any],
     gen: GenSpec,
     prompt: Prompt,
     seed: int,
@@ -64,9 +75,9 @@ def clip_key(
 
     Args:
         quant: Key of the artifact, or what stands for the unquantized model.
-        execution: How the quantized layers compute: ``simulated``, ``kernel:<name>``, a library's
-            own code, or nothing for an unquantized row. Clips of one artifact that was run in two
-            ways are two clips.
+        execution: How the quantized layers compute: ``simulated``, by a choice of kernels
+            (``harness.kernels.request``), a library's own code, or nothing for an unquantized row.
+            Clips of one artifact that was run in two ways are two clips.
         gen: Generation settings.
         prompt: What is asked for.
         seed: Seed of the initial noise, beside the prompt.
@@ -111,6 +122,41 @@ def clip_values(
             )  # fmt: skip
 
 
+def row_execution(store: Store, clips: Iterable[ClipTask]) -> dict[str, Any] | None:
+    """How a row's quantized layers computed, as its first clip says.
+
+    Returns:
+        Fields of ``harness.kernels.dispatch.Execution``; None without a clip, and of a row whose
+        layers are not this package's.
+    """
+    for wanted in clips:
+        clip = store.find("clip", wanted.clip.key)
+        if clip is not None:
+            told: dict[str, Any] | None = clip.json(FACTS_FILE).get(EXECUTION)
+            return told
+    return None
+
+
+def execution_values(
+    store: Store, clips: Sequence[ClipTask], execution: Mapping[str, Any] | None
+) -> Iterator[Value]:
+    """How many linears of a row a kernel computes.
+
+    Args:
+        store: Where the clips lie.
+        clips: Those of the row.
+        execution: What ``row_execution`` found.
+    """
+    clip = next((c for c in (store.find("clip", w.clip.key) for w in clips) if c), None)
+    if clip is None or execution is None:
+        return
+    count = sum(n for how, n in execution["layers"].items() if how.startswith(KERNEL))
+    yield Value(
+        metric=KERNEL_LINEARS, value=float(count), key=clip.key, at=clip.manifest["at"],
+        detail=execution["label"],
+    )  # fmt: skip
+
+
 def latents_key(clip: Keyed) -> Keyed:
     """Key of the final latents of a clip, which are kept until the clip is published."""
     return Keyed.of("latents", {"clip": clip.key})
@@ -130,6 +176,7 @@ def denoise_clip(pipeline: DiffusionPipeline, wanted: ClipTask, gen: GenSpec, st
     """
     from safetensors.torch import save_file
 
+    from harness.kernels.dispatch import execution_of
     from harness.models.sample import denoise
     from harness.quant.layers.policy import policies_of
 
@@ -142,6 +189,8 @@ def denoise_clip(pipeline: DiffusionPipeline, wanted: ClipTask, gen: GenSpec, st
         made = denoise(pipeline, read_text(store, wanted.text), gen, seed=wanted.noise_seed)
         facts: dict[str, Any] = {"seconds": time.perf_counter() - started}
         save_file({"latents": made.cpu().contiguous()}, folder / LATENTS_FILE)
+        if (execution := execution_of(pipeline.transformer)).label:
+            facts[EXECUTION] = asdict(execution)
         if policies:
             facts[STEPS_BY_CHOICE] = [form for policy in policies for form in policy.trace]
         (folder / FACTS_FILE).write_text(json.dumps(facts) + "\n", encoding="utf-8")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from harness.kernels.registry import OFF
 from harness.models.offload import NONE, loading_device, place_
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from diffusers import DiffusionPipeline
+    from torch import nn
 
     from harness.spec import GenSpec, ModelSpec
 
@@ -21,6 +23,7 @@ def open_denoiser(
     artifact: Path | None = None,
     *,
     offload: str = NONE,
+    kernels: str = OFF,
 ) -> DiffusionPipeline:
     """Open a row's denoiser; of a quantized one nothing is read but its artifact.
 
@@ -30,6 +33,8 @@ def open_denoiser(
         device: ``cpu``, ``cuda``, ``cuda:1``.
         artifact: Folder of the artifact; None for the full-precision denoiser.
         offload: What of it waits in the host's memory.
+        kernels: What computes its quantized layers: ``auto``, ``off`` to simulate them, or the name
+            of a kernel; ``harness.kernels.dispatch.execution_of`` says what became of it.
     """
     from harness.models.load import load_pipeline
 
@@ -44,9 +49,25 @@ def open_denoiser(
         config = config_of(pipeline)
         made = open_quantized_denoiser(artifact, device=start, config=config)
         replace_denoiser_(pipeline, made)
+        if kernels != OFF:
+            _install_kernels_(made, model, device, offload=offload, setting=kernels)
     if offload != NONE:
         place_(pipeline, device=device, offload=offload)
     return pipeline
+
+
+def _install_kernels_(
+    denoiser: nn.Module, model: ModelSpec, device: str, *, offload: str, setting: str
+) -> None:
+    import torch
+
+    from harness.kernels.dispatch import install_kernels_
+    from harness.models.families import family_by_name
+
+    install_kernels_(
+        denoiser, family_by_name(model.family), setting=setting, device=torch.device(device),
+        moved=offload != NONE,
+    )  # fmt: skip
 
 
 def open_decoder(model: ModelSpec, gen: GenSpec, device: str) -> DiffusionPipeline:

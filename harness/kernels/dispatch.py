@@ -14,12 +14,12 @@ from harness.kernels.codes import InputCodes
 from harness.kernels.layer import KernelLinear, SharedInput
 from harness.kernels.product import IntegerWeight
 from harness.kernels.registry import AUTO, OFF, kernel_names, load_kernel
+from harness.kernels.request import OFF_REASON
 from harness.models.families.base import target_groups
 from harness.models.families.parts import parts_of, prefix
 from harness.quant.layers.layers import replace_module_
-from harness.quant.layers.library import DEQUANTIZE
 from harness.quant.layers.linear import QuantLinear
-from harness.spec import SIMULATED
+from harness.spec import DEQUANTIZE, KERNEL, SIMULATED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from harness.kernels.product import Kernel
     from harness.models.families.base import Family
 
-KERNEL = "kernel:"
 _EXECUTION = "_harness_execution"
 
 
@@ -88,7 +87,7 @@ def usable(setting: str, device: torch.device) -> tuple[list[Kernel], str]:
         UsageError: The setting names no kernel.
     """
     if setting == OFF:
-        return [], "kernels are off"
+        return [], OFF_REASON
     found, refusals = [], []
     for name in kernel_names() if setting == AUTO else (setting,):
         kernel = load_kernel(name)
@@ -128,7 +127,12 @@ def inexact(name: str, device: str) -> str | None:
 
 
 def install_kernels_(
-    denoiser: nn.Module, family: Family, *, setting: str, device: torch.device
+    denoiser: nn.Module,
+    family: Family,
+    *,
+    setting: str,
+    device: torch.device,
+    moved: bool = False,
 ) -> Execution:
     """Let the quantized linears of a denoiser compute on kernels, in place, all or none of them.
 
@@ -136,10 +140,11 @@ def install_kernels_(
     floating point, which is what they do anywhere.
 
     Args:
-        denoiser: On its device, and not moved from there while it runs.
+        denoiser: On its device.
         family: Facts, for the linears that read one input.
         setting: ``auto``, ``off`` or the name of a kernel.
         device: Where it computes.
+        moved: Weights travel between devices while it runs; no kernel's layout does.
 
     Returns:
         What was decided; ``execution_of`` finds it again.
@@ -149,7 +154,7 @@ def install_kernels_(
     """
     layers = {n: m for n, m in denoiser.named_modules() if isinstance(m, QuantLinear)}
     rounded = {n: m for n, m in layers.items() if m.activation_spec.bits != IDENTITY_WIDTH}
-    kernels, none = usable(setting, device)
+    kernels, none = ([], "weights are offloaded") if moved else usable(setting, device)
     chosen = {n: choose(m, kernels) if kernels else (None, none) for n, m in rounded.items()}
     reasons = Counter(why for kernel, why in chosen.values() if kernel is None)
     by_weight = len(layers) - len(rounded)
@@ -162,14 +167,19 @@ def install_kernels_(
     for name, (kernel, _) in chosen.items():
         assert kernel is not None
         replace_module_(denoiser, name, KernelLinear(rounded[name], kernel, shared[name]))
-    names = Counter(f"{KERNEL}{kernel.name}" for kernel, _ in chosen.values() if kernel)
-    label = "+".join(sorted(names)) or DEQUANTIZE
-    return _note(denoiser, _execution(label, {**names, DEQUANTIZE: by_weight}, {}))
+    used = [kernel for kernel, _ in chosen.values() if kernel is not None]
+    label = KERNEL + "+".join(sorted({one.name for one in used})) if used else DEQUANTIZE
+    counts = Counter(f"{KERNEL}{one.name}, {one.lanes} lanes" for one in used)
+    return _note(denoiser, _execution(label, {**counts, DEQUANTIZE: by_weight}, {}))
 
 
 def execution_of(denoiser: nn.Module) -> Execution:
-    """What ``install_kernels_`` decided; nothing where it was not asked."""
-    return getattr(denoiser, _EXECUTION, Execution())
+    """How a denoiser computes, as ``install_kernels_`` decided; undecided, it is simulated."""
+    noted: Execution | None = getattr(denoiser, _EXECUTION, None)
+    if noted is not None:
+        return noted
+    layers = [m for m in denoiser.modules() if isinstance(m, QuantLinear)]
+    return Execution(label=SIMULATED, layers={SIMULATED: len(layers)}) if layers else Execution()
 
 
 def _note(denoiser: nn.Module, execution: Execution) -> Execution:

@@ -26,8 +26,10 @@ import psutil
 from harness.errors import HarnessError
 from harness.generate.networks import open_decoder, open_denoiser
 from harness.generate.text import read_text
+from harness.kernels.registry import OFF
+from harness.kernels.request import execution_key
 from harness.models.offload import NONE
-from harness.spec import COST, Metric, Value
+from harness.spec import COST, KERNEL, SIMULATED, Metric, Value
 from harness.store.keys import Keyed
 from harness.store.sources import sources_digest
 from harness.task import MeasureTask
@@ -48,7 +50,6 @@ STEPS = 3
 WARMUP = 1
 BUSY = 0.1
 """Share of the processor that others may use before the timings carry a warning."""
-KERNEL = "kernel:"
 
 METRICS = (
     Metric(
@@ -80,6 +81,7 @@ def measure_task(
     text: str,
     *,
     offload: str = NONE,
+    kernels: str = OFF,
 ) -> MeasureTask:
     """The measuring of one model's rows, with the key of what it leaves.
 
@@ -90,6 +92,7 @@ def measure_task(
         cohort: Device, libraries, threads.
         text: Key of the encoded empty prompt: the time of a clip does not depend on what it shows.
         offload: What of the model waits in the host's memory; times and peaks depend on it.
+        kernels: What computes quantized layers.
     """
     placed = {} if offload == NONE else {"offload": offload}
     measure = Keyed.of(
@@ -98,6 +101,7 @@ def measure_task(
             "rows": sorted(f"{row.cell}={row.artifact}" for row in rows),
             "gen": gen,
             "cohort": {**cohort, "model": model.revision + model.variant, **placed},
+            "execution": execution_key(SIMULATED, kernels),
             "protocol": {"turns": TURNS, "steps": STEPS, "warmup": WARMUP},
             "sources": sources_digest([__name__, "harness.measure.memory"]),
         },
@@ -112,6 +116,7 @@ def measure_task(
         steps=STEPS,
         text=text,
         offload=offload,
+        kernels=kernels,
     )
 
 
@@ -161,11 +166,17 @@ def measure(
     decoding: list[_Turn] = []
     try:
         for turn in range(task.turns):
-            for i, row in enumerate(task.rows):
-                done = (turn + i / len(task.rows)) / task.turns
-                progress(done, f"turn {turn + 1}, {row.cell}")
-                turns[row.cell].append(bench.apart(partial(bench.denoise, row), row.cell))
-            decoding.append(bench.apart(bench.decode, "the decoder"))
+            rows = [row for row in task.rows if row.cell in turns]
+            for i, row in enumerate(rows):
+                progress((turn + i / len(rows)) / task.turns, f"turn {turn + 1}, {row.cell}")
+                found = bench.apart(partial(bench.denoise, row), row.cell)
+                if found is None:
+                    del turns[row.cell]
+                else:
+                    turns[row.cell].append(found)
+            decoded = bench.apart(bench.decode, "the decoder")
+            assert decoded is not None
+            decoding.append(decoded)
     finally:
         shutil.rmtree(bench.scratch, ignore_errors=True)
     with store.build("measure", task.measure.key, task.measure.inputs) as folder:
@@ -204,7 +215,7 @@ class _Bench:
     device: str
     scratch: Path
 
-    def apart(self, work: Callable[[], _Turn], what: str) -> _Turn:
+    def apart(self, work: Callable[[], _Turn | None], what: str) -> _Turn | None:
         """Do a turn, on a CPU in a process that does nothing else.
 
         This process computes nothing then: a forked child starts from a clean memory.
@@ -213,16 +224,21 @@ class _Bench:
             return _in_child(work, what)
         return work()
 
-    def denoise(self, row: MeasuredRow) -> _Turn:
-        """Open a row, warm it up, time one clip and single steps."""
+    def denoise(self, row: MeasuredRow) -> _Turn | None:
+        """Open a row, warm it up, time one clip and single steps; nothing of a simulated one."""
         from safetensors.torch import save_file
 
+        from harness.kernels.dispatch import execution_of
         from harness.measure.memory import peak_memory
         from harness.models.sample import denoise, denoiser_step
 
         task, text = self.task, read_text(self.store, self.task.text)
         folder = self.store.folder("artifact", row.artifact) if row.artifact else None
-        pipeline = open_denoiser(task.model, task.gen, self.device, folder, offload=task.offload)
+        pipeline = open_denoiser(
+            task.model, task.gen, self.device, folder, offload=task.offload, kernels=task.kernels
+        )
+        if execution_of(pipeline.transformer).label == SIMULATED:
+            return None
         step = denoiser_step(pipeline, task.gen, text)
         for _ in range(WARMUP):
             step()
@@ -276,7 +292,7 @@ def _spread(name: str, seconds: Sequence[float]) -> dict[str, float]:
     return {f"{name}_s": middle, f"{name}_iqr_s": high - low}
 
 
-def _in_child(work: Callable[[], _Turn], what: str) -> _Turn:
+def _in_child(work: Callable[[], _Turn | None], what: str) -> _Turn | None:
     """Do a turn in a forked process."""
     from harness.store.lifeline import die_with
 
@@ -288,7 +304,8 @@ def _in_child(work: Callable[[], _Turn], what: str) -> _Turn:
         status = 1
         try:
             die_with(parent)
-            os.write(into, json.dumps(asdict(work())).encode())
+            found = work()
+            os.write(into, json.dumps(None if found is None else asdict(found)).encode())
             status = 0
         except BaseException:
             traceback.print_exc()
@@ -304,7 +321,8 @@ def _in_child(work: Callable[[], _Turn], what: str) -> _Turn:
         raise HarnessError(
             f"measuring {what} failed (status {code})", "see the log of the measuring worker"
         )
-    return _Turn(**json.loads(text))
+    told = json.loads(text)
+    return None if told is None else _Turn(**told)
 
 
 def import_everything() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from harness.artifact.stage import artifact_key, pool_key, reference_key, sampler_digest
 from harness.generate.generate import clip_key
 from harness.generate.text import EMPTY, text_keys
+from harness.kernels.request import execution_key
 from harness.models.families import family_by_name
 from harness.models.tiling import with_tiling
 from harness.score.registry import choose_scorers
@@ -121,7 +122,9 @@ class CellPlanner:
         quant = self._quant(model, gen, row, facts, bits)
         pool = self._pool(model, gen, row) if facts.needs_calibration else None
         reference_cell, reference = self.references.get(model.name, ("", {}))
-        clips = self._clips(model, gen, quant.key, facts.execution, reference)
+        kernels = self.experiment.execution.kernels
+        execution = execution_key(facts.execution, kernels)
+        clips = self._clips(model, gen, quant.key, execution, reference)
         if row.method.name == FP and not reference:
             keys = {(c.prompt.id, c.seed): c.clip.key for c in clips}
             self.references[model.name] = (cell.id, keys)
@@ -137,6 +140,7 @@ class CellPlanner:
             bits=bits,
             pool=pool.pool.key if pool else "",
             artifact=None if facts.unquantized else quant,
+            kernels=kernels,
             clips=clips,
             scorers=tuple(scorer.asked_as for scorer in own),
             text=self.texts[model.name][EMPTY].key,
@@ -202,7 +206,7 @@ class CellPlanner:
         model: ModelSpec,
         gen: GenSpec,
         quant: str,
-        execution: str,
+        execution: str | Mapping[str, Any],
         reference: Mapping[tuple[str, int], str],
     ) -> tuple[ClipTask, ...]:
         """Each clip of a row, prompt by prompt."""

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from harness.bits import BitSpec
 from harness.errors import UsageError
+from harness.kernels.registry import AUTO, check_setting
 from harness.models.offload import NONE
 from harness.models.request import changed
 from harness.models.table import BUNDLED
@@ -51,6 +52,7 @@ class Flags:
     baselines: bool | None = None
     metrics: tuple[str, ...] | None = None
     offload: str | None = None
+    kernels: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +75,8 @@ class Execution:
         measure: Whether latency and memory are measured at the end.
         offload: What of a model stays in the host's memory, of ``harness.models.offload.OFFLOADS``;
             no result but latency and memory depends on it.
+        kernels: What computes quantized layers: ``auto``, ``off`` for simulation, or the name of an
+            installed kernel; part of the key of what they compute.
     """
 
     jobs: int | None
@@ -81,6 +85,7 @@ class Execution:
     device: str | None
     measure: bool
     offload: str = NONE
+    kernels: str = AUTO
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,6 +167,7 @@ def resolve(file: ExperimentFile, flags: Flags) -> Experiment:
             device=flags.device or execution.device,
             measure=execution.measure is not False,
             offload=flags.offload or execution.offload or NONE,
+            kernels=_kernels(flags.kernels or execution.kernels or AUTO),
         ),
         out=out,
         lenient=lenient,
@@ -293,3 +299,8 @@ def _unique(values: tuple[_T, ...]) -> tuple[_T, ...]:
 
 def _frozen(value: Any) -> Any:
     return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+
+
+def _kernels(setting: str) -> str:
+    check_setting(setting)
+    return setting

@@ -78,6 +78,7 @@ class ExecutionSection(_Section):
     device: str | None = None
     measure: bool | None = None
     offload: Literal["none", "components", "blocks"] | None = None
+    kernels: str | None = None
 
 
 class EnvSection(_Section):

@@ -13,6 +13,7 @@ from harness.artifact.stage import METRICS as ARTIFACT_METRICS
 from harness.errors import UsageError
 from harness.generate.generate import METRICS as CLIP_METRICS
 from harness.generate.text import EMPTY
+from harness.kernels.registry import OFF
 from harness.measure.measure import METRICS as COST_METRICS
 from harness.measure.measure import measure_task
 from harness.models.offload import NONE
@@ -281,6 +282,7 @@ def _run_id(
     # How the work is spread does not make another experiment; the threads are in the cohort.
     identity.pop("execution")
     identity.pop("lenient")  # how the rows were named, not which they are
+    identity["kernels"] = experiment.execution.kernels
     identity["measure"] = experiment.execution.measure
     if experiment.execution.measure and experiment.execution.offload != NONE:
         identity["offload"] = experiment.execution.offload  # times and peaks depend on it
@@ -301,12 +303,16 @@ def _run_id(
 def plan_measuring(plan: Plan, model: ModelSpec, finished: set[str]) -> MeasureTask | None:
     """The measuring of one model over the rows that ended well, None if there are none.
 
-    Simulated rows are left out: they compute in full precision, whatever their widths.
+    Where kernels are off, simulated rows are left out: they compute in full precision, whatever
+    their widths. Where they are not, which rows a kernel runs is known once they are opened.
     """
+    kernels = plan.experiment.execution.kernels
     cells = [
         c
         for c in plan.cells
-        if c.cell.model == model and c.cell.id in finished and c.facts.execution != SIMULATED
+        if c.cell.model == model
+        and c.cell.id in finished
+        and (c.facts.execution != SIMULATED or kernels != OFF)
     ]
     rows = [
         MeasuredRow(cell=c.cell.id, artifact=c.task.artifact.key if c.task.artifact else "")
@@ -317,4 +323,6 @@ def plan_measuring(plan: Plan, model: ModelSpec, finished: set[str]) -> MeasureT
     gen = plan.gens[model.name]
     text = plan.text_keys[model.name][EMPTY].key
     timed = cohort(plan.device, gen, cores())
-    return measure_task(model, gen, rows, timed, text, offload=plan.experiment.execution.offload)
+    return measure_task(
+        model, gen, rows, timed, text, offload=plan.experiment.execution.offload, kernels=kernels
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from harness.generate.generate import KERNEL_LINEARS
 from harness.score.registry import builtin_metrics
 from harness.spec import COST, OTHER, Metric
 
@@ -19,6 +20,7 @@ MEAN = "mean"  # over prompts, with an interval
 DELTA = "delta"  # paired difference to the fp row
 CELL = "cell"  # one value for the whole row
 LAYERS = "layers"  # three values of the row in one text
+EXECUTION = "execution"  # what computes the row's linears
 
 STEP = "step_latency_s"
 SPEEDUP = "step_speedup"
@@ -133,6 +135,8 @@ def _columns(fact: Metric) -> list[Column]:
     """The columns of one metric."""
     if fact.name == LAYER_COUNT:
         return [Column(fact=fact, kind=LAYERS)]
+    if fact.name == KERNEL_LINEARS:
+        return [Column(fact=fact, kind=EXECUTION)]
     if fact.whole:
         return [Column(fact=fact, kind=CELL)]
     mean = Column(fact=fact, kind=MEAN)

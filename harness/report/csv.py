@@ -6,7 +6,7 @@ import csv
 import io
 from typing import TYPE_CHECKING
 
-from harness.report.columns import CELL, DELTA, LAYERS, Column
+from harness.report.columns import CELL, DELTA, EXECUTION, LAYERS, Column
 
 if TYPE_CHECKING:
     from harness.report.table import Table, TableEntry
@@ -56,7 +56,7 @@ def _fields(column: Column, entry: TableEntry) -> dict[str, str]:
     found = {key: _full(entry.value)}
     if column.fact.spread:
         found[column.fact.spread] = _full(entry.spread)
-    if column.kind in (CELL, LAYERS):
+    if column.kind in (CELL, EXECUTION, LAYERS):
         return found
     found |= {
         f"{key}_ci_low": _full(entry.low),

@@ -8,7 +8,7 @@ from harness.report import columns as col
 from harness.report.stats import MeanInterval, estimate, paired
 from harness.report.table import TableEntry
 from harness.report.values import SIMULATED, Values
-from harness.spec import Status
+from harness.spec import KERNEL, Status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,6 +44,7 @@ class Entries:
             col.DELTA: self._delta,
             col.CELL: self._whole,
             col.LAYERS: self._layers,
+            col.EXECUTION: self._execution,
         }[column.kind]
         return {cell.id: read(cell, column) for cell in self.cells}
 
@@ -111,6 +112,11 @@ class Entries:
             shown = f"{100 * share.value:.1f}".removesuffix(".0")
             text += f" ({'<100' if shown == '100' and share.value < 1 else shown} %)"
         return TableEntry(text=text, value=done.value)
+
+    def _execution(self, cell: CellOutcome, column: Column) -> TableEntry:
+        record = self.values.single(cell.id, column.metric)
+        text = "" if cell.unquantized else cell.execution.removeprefix(KERNEL)
+        return TableEntry(text=text, value=None if record is None else record.value)
 
     def is_simulated(self, cell: CellOutcome, metric: str) -> bool:
         """Whether a measured value of this row says nothing about low-bit execution."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness.generate.generate import STEPS_FORM
+from harness.kernels.request import OFF_REASON as OFF
+from harness.spec import DEQUANTIZE, KERNEL, SIMULATED
 
 if TYPE_CHECKING:
     from harness.report.values import Values
@@ -15,7 +17,26 @@ def row_notes(cell: CellOutcome, values: Values) -> list[str]:
     """Notes of a row: why it is not uniform, its steps by form, what its method says."""
     report = cell.report or {}
     mixed = [f"mixed widths: {report['mixed']}"] if report.get("mixed") else []
-    return [*mixed, *steps_note(cell, values), *report.get("notes", ())]
+    told = [*mixed, *steps_note(cell, values), *report.get("notes", ())]
+    return [*told, *execution_note(cell)]
+
+
+def execution_note(cell: CellOutcome) -> list[str]:
+    """What computes the linears of a row, or why no kernel does.
+
+    Returns:
+        One note; none where nothing is known, and where kernels are off.
+    """
+    linears = dict(cell.linears)
+    if cell.execution == SIMULATED:
+        count = linears.get(SIMULATED, 0)
+        why = [f"{n} of {count}: {reason}" for reason, n in cell.reasons.items() if reason != OFF]
+        return [f"linears without a kernel, {'; '.join(why)}"] if why else []
+    expanded = linears.pop(DEQUANTIZE, 0)
+    told = [f"{n} linears on {how.removeprefix(KERNEL)}" for how, n in linears.items()]
+    if expanded:
+        told.append(f"{expanded} with 16-bit activations expand their weights")
+    return ["; ".join(told)] if told else []
 
 
 def steps_note(cell: CellOutcome, values: Values) -> list[str]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.artifact.stage import artifact_values, report_of, widths_of_forms
-from harness.generate.generate import clip_values
+from harness.generate.generate import clip_values, execution_values, row_execution
 from harness.measure.measure import measured_values
 from harness.spec import Record, Status
 from harness.store.records import CellOutcome, by_prompt
@@ -32,6 +32,7 @@ def outcome(planned: PlannedCell, ending: Ending, store: Store) -> CellOutcome:
     """The row as the table prints it."""
     cell, entry = planned.cell, _artifact(planned, store)
     report = report_of(entry)
+    execution = row_execution(store, planned.task.clips)
     return CellOutcome(
         id=cell.id,
         model=cell.model.name,
@@ -42,7 +43,9 @@ def outcome(planned: PlannedCell, ending: Ending, store: Store) -> CellOutcome:
         status=ending.status,
         detail=ending.detail,
         unquantized=planned.facts.unquantized,
-        execution="" if report is None else str(report["execution"]),
+        execution=_label(execution, report),
+        linears=dict((execution or {}).get("layers", {})),
+        reasons=dict((execution or {}).get("reasons", {})),
         report=report,
         artifact="" if entry is None else str(entry.folder),
     )
@@ -85,9 +88,12 @@ class Collector:
             if v.metric == "clip_a_bits" and v.value is not None
         )
         yield from artifact_values(entry, taken)
-        execution = "" if report is None else str(report["execution"])
+        execution = row_execution(self.store, task.clips)
+        yield from execution_values(self.store, task.clips, execution)
         reference = planned.waits_for or planned.cell.id
-        yield from measured_values(self._measured(planned), planned.cell.id, reference, execution)
+        yield from measured_values(
+            self._measured(planned), planned.cell.id, reference, _label(execution, report)
+        )
 
     def _measured(self, planned: PlannedCell) -> Entry | None:
         key = self.measures.get(planned.cell.model.name, "")
@@ -120,3 +126,10 @@ class Collector:
 def _artifact(planned: PlannedCell, store: Store) -> Entry | None:
     wanted = planned.task.artifact
     return store.find("artifact", wanted.key) if wanted else None
+
+
+def _label(execution: Mapping[str, Any] | None, report: Mapping[str, Any] | None) -> str:
+    """How a row computes: as its clips say, else as its method's report does."""
+    if execution is not None:
+        return str(execution["label"])
+    return "" if report is None else str(report["execution"])

@@ -160,7 +160,9 @@ class _Cell:
 
         folder = None if artifact is None else artifact.folder
         task, job = self.task, self.job
-        return open_denoiser(task.model, task.gen, job.device, folder, offload=job.offload)
+        return open_denoiser(
+            task.model, task.gen, job.device, folder, offload=job.offload, kernels=task.kernels
+        )
 
     def _quantize(self) -> Entry | None:
         """Find the artifact or make it; it is verified before it is published."""

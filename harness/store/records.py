@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
@@ -37,8 +37,10 @@ class CellOutcome:
         bits: Nominal widths, ``fp`` for unquantized rows.
         unquantized: Whether this is a reference row (``fp``, ``control``).
         detail: Reason for a status other than ``ok``.
-        execution: ``simulated``, ``kernel:<name>`` or ``dequantize:<library>``; empty for reference
-            rows.
+        execution: ``simulated``, ``kernel:<name>``, ``dequantize`` or ``dequantize:<library>``;
+            empty for reference rows.
+        linears: How many quantized linears compute in each way.
+        reasons: Why linears are simulated, and how many for each reason.
         report: The method's ``QuantReport`` as a dict, None for reference and failed rows.
         artifact: Folder of the quantized model in the store; empty for reference and failed rows.
     """
@@ -55,6 +57,8 @@ class CellOutcome:
     execution: str = ""
     report: dict[str, Any] | None = None
     artifact: str = ""
+    linears: dict[str, int] = field(default_factory=dict)
+    reasons: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

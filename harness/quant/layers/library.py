@@ -22,14 +22,12 @@ from harness.method import LayerReport, QuantContext, QuantReport, Unsupported
 from harness.quant.layers.apply import quantize_linears_
 from harness.quant.layers.layers import QuantizedLayer, compact, dtype_name, quantized_layers
 from harness.quant.layers.library_parts import parts_of
+from harness.spec import DEQUANTIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from harness.models.families.base import InputGroup
-
-DEQUANTIZE = "dequantize"
-"""Execution of a row whose weights are stored in few bits and multiplied in floating point."""
 
 EXTRAS = {"torchao": "torchao", "optimum-quanto": "quanto", "bitsandbytes": "bnb"}
 """Distribution by name, and the extra of this package that brings it."""
