@@ -71,7 +71,7 @@ def checked() -> list[Check]:
     A check that cannot be made, because what it asks is broken, is a row that is not fine.
     """
     rows: list[Check] = []
-    for check in (_libraries, _machine, _store, _codecs, _installed, _scoring):
+    for check in (_libraries, _machine, _store, _codecs, _installed, _kernels, _scoring):
         rows += attempted(check.__name__.strip("_"), check)
     return rows
 
@@ -109,6 +109,19 @@ def _machine() -> list[Check]:
     return [
         ("gpu", ", ".join(gpus) or "none; everything runs on the processor", True),
         ("cpu", f"{provenance.cpu_name()}, {provenance.cores()} cores", True),
+    ]
+
+
+def _kernels() -> list[Check]:
+    from harness.kernels.dispatch import kernel_states
+
+    return [
+        (
+            f"kernel {one.name}",
+            f"{one.lanes} lanes on {', '.join(one.devices)}" if one.devices else one.missing,
+            True if one.devices else None,
+        )
+        for one in kernel_states()
     ]
 
 

@@ -23,9 +23,9 @@ NAMED = "\0"  # stands where a reason names the width it is about
 
 
 @click.command(name="list")
-@click.argument("what", type=click.Choice(["methods", "models", "suites", "metrics"]))
+@click.argument("what", type=click.Choice(["methods", "models", "suites", "metrics", "kernels"]))
 def listing(what: str) -> None:
-    """List methods, models, prompt suites or metrics.
+    """List methods, models, prompt suites, metrics or kernels.
 
     Methods are asked once what they support, which takes some seconds; the answers are remembered
     until a method's source or what is installed changes.
@@ -33,7 +33,8 @@ def listing(what: str) -> None:
     if what == "methods":
         _methods()
         return
-    rows = {"models": _models, "suites": _suites, "metrics": _metrics}[what]()
+    found = {"models": _models, "suites": _suites, "metrics": _metrics, "kernels": _kernels}
+    rows = found[what]()
     width = max((len(name) for name, _ in rows), default=0)
     for name, about in rows:
         click.echo(f"{name:<{width}}  {about}".rstrip())
@@ -227,3 +228,16 @@ def _lacking(name: str, ids: Iterable[str], *, installed: bool) -> str:
     if weights.missing(ids, weights.folder()):
         return f"{weights.COMMAND} --dimension {name}"
     return ""
+
+
+def _kernels() -> list[tuple[str, str]]:
+    """What ``--kernels`` takes: what it multiplies, and whether this machine can."""
+    from harness.kernels.dispatch import kernel_states
+
+    rows = [("auto", "the first below that can compute a row; simulation where none can")]
+    rows += [("off", "every row is simulated: values on their grids in floating point")]
+    for one in kernel_states():
+        ready = f"runs on {', '.join(one.devices)}" if one.devices else f"not here: {one.missing}"
+        about = f"{one.about}; " if one.about else ""
+        rows.append((one.name, f"{about}{ready}"))
+    return rows

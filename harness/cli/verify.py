@@ -27,7 +27,21 @@ if TYPE_CHECKING:
     default="terminal",
     help="How the layers of a single artifact are printed; how the check went is then on stderr.",
 )
-def verify(target: str, cell: str | None, model: str | None, bits: str | None, style: str) -> int:
+@click.option(
+    "--kernels",
+    help="Also sample a clip of a single artifact on kernels (auto, or a name) and one by "
+    "simulation, and compare them.",
+)
+@click.option("--device", help="Where these are sampled.  [default: a GPU if there is one]")
+def verify(
+    target: str,
+    cell: str | None,
+    model: str | None,
+    bits: str | None,
+    style: str,
+    kernels: str | None,
+    device: str | None,
+) -> int:
     """Check quantized models: every layer once, at its bits, with no more levels than they allow.
 
     TARGET is a run folder, of which every quantized row is checked, or one artifact: its folder, or
@@ -35,11 +49,14 @@ def verify(target: str, cell: str | None, model: str | None, bits: str | None, s
     alone, without the method that made it.
     """
     folder, cell = split(target, cell)
-    if (folder / ARTIFACT).is_file():
-        return _one(_with(of_folder(folder), model, bits), style)
-    wanted = of_run(folder, cell)
-    if cell is not None:
-        return _one(wanted[0], style)
+    single = (folder / ARTIFACT).is_file()
+    wanted = [] if single else of_run(folder, cell)
+    if single or cell is not None:
+        one = _with(of_folder(folder), model, bits) if single else wanted[0]
+        code = _one(one, style)
+        return code or (0 if kernels is None else _compared(one, kernels, device, style))
+    if kernels is not None or device is not None:
+        raise UsageError("--kernels is for a single artifact", f"choose a row: {target}:CELL")
     if style != "terminal":
         raise UsageError("a whole run has no such format", f"choose a row: {target}:CELL")
     return max([_say(row.name, _problem(row)) for row in wanted])
@@ -82,6 +99,21 @@ def _one(target: Target, style: str) -> int:
         click.echo(f"not checked  {target.name}: {unchecked}", err=style != "terminal")
         return 0
     return _say(target.name, problem, err=style != "terminal")
+
+
+def _compared(target: Target, kernels: str, device: str | None, style: str) -> int:
+    """Print how far a clip by kernels is from the simulated one."""
+    from harness.cli.verify_kernels import agreement, text
+    from harness.kernels.registry import check_setting
+    from harness.store.provenance import find_device
+
+    check_setting(kernels)
+    if not target.model:
+        raise UsageError("the model of this artifact is not recorded", "give --model and --bits")
+    where = find_device(device).id
+    for line in text(agreement(target, setting=kernels, device=where)):
+        click.echo(line, err=style != "terminal")
+    return 0
 
 
 def _say(name: str, problem: str, *, err: bool = False) -> int:

@@ -13,7 +13,7 @@ from harness.bits import IDENTITY_WIDTH
 from harness.kernels.codes import InputCodes
 from harness.kernels.layer import KernelLinear, SharedInput
 from harness.kernels.product import IntegerWeight
-from harness.kernels.registry import AUTO, OFF, kernel_names, load_kernel
+from harness.kernels.registry import AUTO, OFF, BrokenKernelError, kernel_names, load_kernel
 from harness.kernels.request import OFF_REASON
 from harness.models.families.base import target_groups
 from harness.models.families.parts import parts_of, prefix
@@ -97,6 +97,48 @@ def usable(setting: str, device: torch.device) -> tuple[list[Kernel], str]:
         else:
             found.append(kernel)
     return found, "; ".join(refusals)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KernelState:
+    """What a kernel is on this machine.
+
+    Attributes:
+        name: What the user types.
+        about: First line of its description.
+        lanes: Width that it multiplies in.
+        devices: Kinds of devices that run it here.
+        missing: Why none does, empty where one does.
+    """
+
+    name: str
+    about: str
+    lanes: str
+    devices: tuple[str, ...] = ()
+    missing: str = ""
+
+
+def kernel_states() -> list[KernelState]:
+    """Every installed kernel in the order of preference, tried on the devices of this machine.
+
+    One whose file cannot be imported is a kernel that is missing.
+    """
+    devices = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
+    return [_state(name, devices) for name in kernel_names()]
+
+
+def _state(name: str, devices: list[torch.device]) -> KernelState:
+    try:
+        kernel = load_kernel(name)
+    except BrokenKernelError as cause:
+        return KernelState(name=name, about="", lanes="", missing=cause.message)
+    found = {d.type: kernel.missing(d) or inexact(name, str(d)) for d in devices}
+    runs = tuple(kind for kind, why in found.items() if why is None)
+    told = "" if runs else "; ".join(dict.fromkeys(why for why in found.values() if why))
+    about = (type(kernel).__doc__ or "").strip().splitlines()[:1]
+    return KernelState(
+        name=name, about="".join(about).rstrip("."), lanes=kernel.lanes, devices=runs, missing=told
+    )
 
 
 _TRIED_TOKENS, _TRIED_WIDTH, _TRIED_OUTPUTS = 33, 512, 40
