@@ -123,7 +123,7 @@ def measure_task(
 def measured_values(
     entry: Entry | None, cell: str, reference: str, execution: str
 ) -> Iterator[Value]:
-    """What was measured of a row.
+    """What was measured of a row; nothing of one that is simulated, whatever was timed.
 
     Args:
         entry: The measured set, None where nothing was measured.
@@ -131,7 +131,7 @@ def measured_values(
         reference: Id of the unquantized row that its speed is held against.
         execution: How the row computes; empty for an unquantized one.
     """
-    if entry is None:
+    if entry is None or execution == SIMULATED:
         return
     every = entry.json(MEASURE_FILE)["values"]
     found = dict(every.get(cell, {}))

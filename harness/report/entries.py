@@ -114,6 +114,8 @@ class Entries:
         return TableEntry(text=text, value=done.value)
 
     def _execution(self, cell: CellOutcome, column: Column) -> TableEntry:
+        if not self.values.of_metric(column.metric):  # a run that says nothing of it
+            return TableEntry()
         record = self.values.single(cell.id, column.metric)
         text = "" if cell.unquantized else cell.execution.removeprefix(KERNEL)
         return TableEntry(text=text, value=None if record is None else record.value)

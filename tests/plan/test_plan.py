@@ -130,7 +130,7 @@ def test_an_estimate_learns_from_what_was_timed_here(place: Path) -> None:
 def test_only_rows_that_ended_well_are_measured_and_another_row_is_another_set(
     place: Path,
 ) -> None:
-    found = plan(place, methods=(TOY, "control"))
+    found = plan(place, methods=(TOY, "control"), kernels="off")
     names = {c.cell.id for c in found.cells}
     assert "model--tests.doubles.Toy--w4a6" in names, "a row that is simulated, so not timed"
     whole = plan_measuring(found, found.models[0], names)
@@ -141,6 +141,24 @@ def test_only_rows_that_ended_well_are_measured_and_another_row_is_another_set(
     assert [row.cell for row in whole.rows] == ["model--fp--fp", "model--control--fp"]
     assert whole.measure.key != part.measure.key
     assert plan_measuring(found, found.models[0], set()) is None
+
+
+def test_what_a_kernel_may_compute_is_timed_and_has_keys_of_its_own(place: Path) -> None:
+    simulated, by_kernel = (plan(place, methods=(TOY,), kernels=how) for how in ("off", "auto"))
+    toy = "model--tests.doubles.Toy--w4a6"
+    timed = plan_measuring(by_kernel, by_kernel.models[0], {"model--fp--fp", toy})
+    assert timed is not None
+    assert [row.cell for row in timed.rows] == ["model--fp--fp", toy]
+    assert timed.kernels == "auto"
+    rows = zip(simulated.cells, by_kernel.cells, strict=True)
+    alike = {
+        one.cell.id: [c.clip.key for c in one.task.clips] == [c.clip.key for c in other.task.clips]
+        for one, other in rows
+    }
+    assert alike == {"model--fp--fp": True, toy: False}
+    assert simulated.run != by_kernel.run
+    with pytest.raises(UsageError, match="no installed kernel"):
+        plan(place, methods=(TOY,), kernels="cutlass")
 
 
 def test_a_device_is_found_without_torch() -> None:

@@ -17,6 +17,8 @@ from harness.errors import DivergedError
 from harness.generate.generate import FACTS_FILE, LATENTS_FILE, LOSSLESS_FILE
 from harness.generate.text import CUT
 from harness.generate.video import read
+from harness.kernels.dispatch import install_kernels_
+from harness.models.families import family_by_name
 from harness.models.sample import sample_clip
 from harness.plan.experiment import Flags, resolve
 from harness.plan.experiment_file import ExperimentFile
@@ -109,6 +111,9 @@ def test_each_stage_opens_its_own_network_and_the_clip_is_that_of_the_whole_pipe
         if row is rtn:
             assert rtn.task.artifact is not None
             load_artifact_(whole.transformer, Store().folder("artifact", rtn.task.artifact.key))
+            family = family_by_name(rtn.task.model.family)
+            device = torch.device("cpu")
+            install_kernels_(whole.transformer, family, setting="auto", device=device)
         clip = Store().find("clip", wanted.clip.key)
         assert clip is not None
         made = sample_clip(whole, wanted.prompt.text, row.task.gen, seed=wanted.noise_seed)
