@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.kernels.codes import offset
+from harness.kernels.fused import fused, is_worth_it
 
 if TYPE_CHECKING:
     from harness.kernels.codes import InputCodes
@@ -103,18 +104,31 @@ class Product(nn.Module):
         tokens = len(codes.values)
         on_processor = out.device.type == "cpu"
         step = max(_FEWEST, _BLOCK // self.out_features) if on_processor else max(1, tokens)
+        finish = fused(_finish_at_once) if is_worth_it(out) else _finish
         for start in range(0, tokens, step):
             part = slice(start, start + step)
-            out[part] = self._finished(codes.values[part], *_rows(codes, part))
+            scale, zero = _rows(codes, part)
+            finish(out[part], self._centred(codes.values[part], zero), scale, self.constant)
 
-    def _finished(self, values: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+    def _centred(self, values: Tensor, zero: Tensor | None) -> Tensor:
+        """``t [(C - z)(W - v)^T]``, float32 ``[tokens, out_features]``."""
         y = self.scaled(values)
         if self.scaled_zeros is not None:
             sums = values.sum(1, keepdim=True, dtype=torch.int32).float()
             y.addmm_(sums, self.scaled_zeros[None], alpha=-1)
         if zero is not None:
             y.addmm_(zero.expand(len(y), 1), self.scaled_sums[None], alpha=-1)
-        return y.mul_(scale).add_(self.constant)
+        return y
+
+
+def _finish(out: Tensor, y: Tensor, scale: Tensor, constant: Tensor) -> None:
+    """The input's step and the bias, in the place of ``y``."""
+    out.copy_(y.mul_(scale).add_(constant))
+
+
+def _finish_at_once(out: Tensor, y: Tensor, scale: Tensor, constant: Tensor) -> None:
+    """``_finish`` as one expression, to be compiled."""
+    out.copy_(y * scale + constant)
 
 
 def _rows(codes: InputCodes, part: slice) -> tuple[Tensor, Tensor | None]:

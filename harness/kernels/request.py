@@ -16,7 +16,7 @@ OFF_REASON = "kernels are off"
 
 _SOURCES = tuple(
     f"harness.kernels.{name}"
-    for name in ("codes", "dispatch", "int_mm", "layer", "onednn", "product", "registry")
+    for name in ("codes", "dispatch", "fused", "int_mm", "layer", "onednn", "product", "registry")
 )
 
 

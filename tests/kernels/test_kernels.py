@@ -10,6 +10,7 @@ import torch
 
 from harness.kernels.codes import InputCodes, input_codes, values_of
 from harness.kernels.dispatch import inexact, usable
+from harness.kernels.fused import is_worth_it, missing
 from harness.kernels.layer import KernelLinear, SharedInput
 from harness.kernels.product import WIDEST, IntegerWeight, Kernel, Product, integer_weight
 from harness.kernels.registry import kernel_names, load_kernel
@@ -192,3 +193,44 @@ def test_a_kernel_that_loses_something_is_not_used(monkeypatch: pytest.MonkeyPat
     inexact.cache_clear()
     assert not found
     assert why == "saturating: its sums of products are not exact"
+
+
+compiles = pytest.mark.skipif(missing() is not None, reason=missing() or "")
+
+
+@compiles
+@pytest.mark.filterwarnings("ignore")  # what the compiler's own imports say
+@pytest.mark.parametrize("bits", [4, 6, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("more", [{}, STATIC, {"clip_low": 0.9, "clip_high": 0.8}])
+def test_what_is_compiled_is_the_same_to_the_bit(
+    monkeypatch: pytest.MonkeyPatch, bits: int, symmetric: bool, more: dict[str, float]
+) -> None:
+    made, _ = layer(1, 96, 40, a=bits, symmetric=symmetric, **more)
+    for dtype, tokens in ((torch.float32, 33), (torch.bfloat16, 47)):
+        x = torch.randn(tokens, 96, generator=torch.Generator().manual_seed(bits)).to(dtype)
+        x[3], x[4, 5] = 0, 50
+        found = []
+        for worth in (1, 1 << 60):
+            monkeypatch.setattr("harness.kernels.fused.WORTH", worth)
+            codes = input_codes(x, made.activation_spec)
+            found.append((codes, KernelLinear(made, Exact(), SharedInput([made]))(x)))
+        (fused, y), (plain, expected) = found
+        assert torch.equal(fused.values, plain.values)
+        assert torch.equal(fused.scale, plain.scale)
+        assert (fused.zero is None) == (plain.zero is None) == symmetric
+        if fused.zero is not None and plain.zero is not None:
+            assert torch.equal(fused.zero, plain.zero)
+        assert torch.equal(y, expected)
+
+
+def test_nothing_is_compiled_where_it_is_switched_off_or_not_worth_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert not is_worth_it(torch.zeros(4, 4))
+    monkeypatch.setattr("harness.kernels.fused.WORTH", 1)
+    monkeypatch.setenv("HARNESS_FUSE", "0")
+    missing.cache_clear()
+    assert not is_worth_it(torch.zeros(4, 4))
+    assert missing() == "HARNESS_FUSE is 0"
+    missing.cache_clear()
