@@ -30,8 +30,8 @@ LANE_MOST = 128
 WIDEST = INT32_MOST // (LANE_MOST * LANE_MOST)
 """Input channels, 131 071, up to which no sum of products of two 8-bit lanes leaves 32 bits."""
 
-_BLOCK, _FEWEST = 1 << 19, 256
-"""Values of an output computed at a time on a processor, 2 MB in float32; and tokens at least, so
+_BLOCK, _FEWEST = 1 << 20, 256
+"""Values of an output computed at a time on a processor, 4 MB in float32; and tokens at least, so
 that a block's product is long enough for the weight to be read from memory meanwhile."""
 
 
