@@ -1,0 +1,1 @@
+"""Kernels that compute quantized linears with integer arithmetic."""
