@@ -394,16 +394,17 @@ def _with_extras(  # type: ignore[no-untyped-def]
     """``total`` [TOKENS, ROWS] plus bias plus ``inner up^T``, 32 of the rank at a time."""
     if BIAS:
         total += tl.load(bias + row).to(tl.float32)[None, :]
-    place = tl.arange(0, 32)[None, :]
-    for start in range(0, RANK, 32):
-        inside = start + place < RANK
-        at = start + place
-        left = tl.load(inner + token.to(tl.int64)[:, None] * RANK + at, mask=inside, other=0.0)
-        right = tl.load(up + row.to(tl.int64)[:, None] * RANK + at, mask=inside, other=0.0)
-        if IN_INTERPRETER:
-            left = left.to(tl.float32)
-            right = right.to(tl.float32)
-        total = tl.dot(left, tl.trans(right), acc=total, input_precision="ieee")
+    if RANK:  # without, what stands in for the branch could not be multiplied
+        place = tl.arange(0, 32)[None, :]
+        for start in range(0, RANK, 32):
+            inside = start + place < RANK
+            at = start + place
+            left = tl.load(inner + token.to(tl.int64)[:, None] * RANK + at, mask=inside, other=0.0)
+            right = tl.load(up + row.to(tl.int64)[:, None] * RANK + at, mask=inside, other=0.0)
+            if IN_INTERPRETER:
+                left = left.to(tl.float32)
+                right = right.to(tl.float32)
+            total = tl.dot(left, tl.trans(right), acc=total, input_precision="ieee")
     return total
 
 

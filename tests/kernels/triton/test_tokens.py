@@ -33,8 +33,8 @@ def test_codes_are_those_of_the_simulation(
     device: str, dtype: torch.dtype, width: int, group: int, symmetric: bool
 ) -> None:
     x = (torch.randn(5, width, generator=seeded()) * 3 + 0.5).to(dtype)
-    for bits in (2, 4, 6, 8):
-        for low, high in ((1.0, 1.0), (0.9, 0.9), (0.97, 0.8), (0.7, 0.95)):
+    for bits in (2, 6, 8):
+        for low, high in ((1.0, 1.0), (0.9, 0.9), (0.97, 0.8)):
             found = quantize_tokens(
                 x.to(device), bits, group=group, symmetric=symmetric, clip_low=low, clip_high=high
             )
