@@ -204,7 +204,7 @@ def grid_of_rows(  # type: ignore[no-untyped-def]
             low = tl.minimum(low, 0.0)
             high = tl.maximum(high, 0.0)
             scale = tl.maximum(tl.div_rn(high - low, HIGH), _FLOOR)
-            zero = tl.minimum(half_even(tl.div_rn(-low, scale)), HIGH)
+            zero = half_even(tl.div_rn(-low, scale))  # at most HIGH, since high >= 0
     return scale, zero
 
 

@@ -4,7 +4,7 @@
 
 Tensors lie on the CPU, a stand-in answers what Triton asks a driver, and a launch ends before the
 kernel would start. Prints a JSON object a kernel: case, shared bytes, matrix instructions, kinds of
-float division, whether there are fused multiply-adds.
+float division, whether products and sums are or can be contracted.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def main() -> None:
         matrix = re.findall(r"(?:wgmma\.mma_async|mma)\.sync\.aligned\S+", kernel.asm["ptx"])
         about = {"case": name, "shared": kernel.metadata.shared, "matrix": sorted(set(matrix))}
         about["divisions"] = sorted(set(re.findall(r"div\.\w+\.f32", kernel.asm["ptx"])))
-        about["fused"] = "fma.rn.f32" in kernel.asm["ptx"]
+        about["contracted"] = bool(re.search(r"(?:fma\.rn|mul|add|sub)\.f32", kernel.asm["ptx"]))
         print(json.dumps(about), flush=True)
 
 

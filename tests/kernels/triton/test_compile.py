@@ -47,4 +47,4 @@ def test_kernels_compile_to_matrix_instructions_and_fit(capability: int, tmp_pat
             assert ("tf32" in kinds) == about["case"].startswith("rotation"), about
             # what decides about codes is divided and added as IEEE 754 says
             assert about["divisions"] == ["div.rn.f32"], about
-            assert not about["fused"], about
+            assert not about["contracted"], about
