@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 import sys
 from typing import TYPE_CHECKING
@@ -13,6 +15,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TINY_TEXT_TOKENS = 8
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Interpret Triton's kernels, which needs no GPU, unless ``-m gpu`` asks for one.
+
+    Triton reads the variable when it is imported, which any test file may do first.
+    """
+    if not re.search(r"(?<!not )\bgpu\b", config.option.markexpr):
+        os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
