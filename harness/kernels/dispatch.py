@@ -146,7 +146,7 @@ _TRIED_TOKENS, _TRIED_WIDTH, _TRIED_OUTPUTS = 33, 512, 40
 
 @lru_cache(maxsize=32)
 def inexact(name: str, device: str) -> str | None:
-    """Whether a kernel loses anything of sums of products of the largest codes; None if not.
+    """What a trial of the largest codes finds wrong with a kernel; None where nothing is.
 
     Some processors add pairs of products in 16 bits, which overflows there and nowhere else.
     """
@@ -162,7 +162,11 @@ def inexact(name: str, device: str) -> str | None:
     weight = IntegerWeight(codes.to(device), torch.ones(_TRIED_OUTPUTS, device=device), None)
     out = torch.full((_TRIED_TOKENS, _TRIED_OUTPUTS), torch.nan, device=device)
     one = torch.ones(1, 1, device=device)
-    load_kernel(name).product(weight, None)(InputCodes(values.to(device), one, None), out)
+    try:
+        load_kernel(name).product(weight, None)(InputCodes(values.to(device), one, None), out)
+    except Exception as cause:  # whatever it is, a kernel that fails on a trial is none
+        first = next(iter(str(cause).splitlines()), "")
+        return f"it fails on a trial: {type(cause).__name__}: {first}"
     # below 2 ** 24, so that single precision holds every sum
     exact = values.double() @ codes.double().t()
     return None if torch.equal(out.double().cpu(), exact) else "its sums of products are not exact"

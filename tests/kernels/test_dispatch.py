@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -23,6 +23,11 @@ from harness.spec import SIMULATED
 from harness.testing.conformance import Bench, make_bench
 from harness.testing.miniatures import GENS, MINIATURES, wan
 from tests.kernels.exact import Exact
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from harness.kernels.product import IntegerWeight, Product
 
 CPU = torch.device("cpu")
 QUICK = {"samples": 2, "timesteps": 1, "epochs": 1, "iterations": 2, "search_samples": 1}
@@ -166,3 +171,25 @@ def test_an_unknown_kernel_is_refused_with_those_that_are_known() -> None:
     with pytest.raises(UsageError, match="no installed kernel") as caught:
         usable("cutlass", CPU)
     assert "onednn-int8" in caught.value.hint
+
+
+class Failing(Exact):
+    name = "failing"
+
+    def product(self, weight: IntegerWeight, bias: Tensor | None) -> Product:
+        raise RuntimeError("no such operator\nwith a trace")
+
+
+def test_a_kernel_that_fails_on_a_trial_is_none_and_says_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dispatch.inexact.cache_clear()
+    monkeypatch.setattr(dispatch, "kernel_names", lambda: ("failing", "exact"))
+    kernels = {"failing": Failing(), "exact": Exact()}
+    monkeypatch.setattr(dispatch, "load_kernel", kernels.__getitem__)
+    found, _ = usable("auto", CPU)
+    states = dispatch.kernel_states()
+    dispatch.inexact.cache_clear()
+    assert [kernel.name for kernel in found] == ["exact"]
+    assert states[0].missing == "it fails on a trial: RuntimeError: no such operator"
+    assert states[1].devices[0] == "cpu"
