@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from harness.bits import BitSpec
 from harness.errors import InfraError
+from harness.kernels.registry import OFF
 from harness.models.families import family_by_name
 from harness.models.offload import BLOCKS, COMPONENTS, NONE
 from harness.models.parts import parts
@@ -26,7 +27,7 @@ from harness.plan.memory import (
     peaks,
     sizes_of,
 )
-from harness.plan.memory_facts import MARGIN
+from harness.plan.memory_facts import LANE_BITS, MARGIN
 from harness.spec import SIMULATED
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Budget:
         model: Its name.
         sizes: What the peaks follow from.
         kinds: What its methods hold while they calibrate.
-        w_bits: Widest simulated row; None without.
+        w_bits: Bits a weight of the widest row that computes its own layers; None without.
         on_cpu: The device is the processor.
         device: Bytes that the device has.
         host: Bytes that the host has.
@@ -158,7 +159,7 @@ def budgets(plan: Plan, cache: Path) -> list[Budget]:
 def budget_of(plan: Plan, model: ModelSpec, sizes: Sizes) -> Budget:
     """The budget of one model of a plan: of what is left to make of it."""
     cells = [c for c in plan.cells if c.cell.model == model and not c.done]
-    simulated = [BitSpec.parse(c.cell.bits).w for c in cells if _simulated(c)]
+    simulated = [_held_width(c, plan) for c in cells if _simulated(c)]
     return Budget(
         model=model.name,
         sizes=sizes,
@@ -219,6 +220,13 @@ def check_memory(plan: Plan, cache: Path) -> None:
             f"{f' in {several} workers' if several > 1 else ''}, {where} has {size_text(has)}",
             budget.advice(),
         )
+
+
+def _held_width(cell: PlannedCell, plan: Plan) -> int:
+    """Bits a weight of a row while it samples: what a kernel multiplies has a byte a code."""
+    width, execution = BitSpec.parse(cell.cell.bits).w, plan.experiment.execution
+    by_kernel = execution.kernels != OFF and execution.offload == NONE
+    return max(width, LANE_BITS) if by_kernel else width
 
 
 def _simulated(cell: PlannedCell) -> bool:

@@ -152,3 +152,6 @@ PROCESS_BYTES = 900_000_000
 
 MARGIN = 0.2
 """How far an estimate may be off: tests hold it to this against measured peaks."""
+
+LANE_BITS = 8
+"""Bits a weight takes as a kernel multiplies it, whatever its codes have."""

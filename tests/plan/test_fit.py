@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
@@ -190,3 +191,15 @@ def test_offload_is_read_from_file_and_flag_and_makes_no_other_run(tmp_path: Pat
     assert resolve(ExperimentFile(), Flags()).execution.offload == NONE
     with pytest.raises(UsageError, match=r"execution\.offload"):
         read_table({"execution": {"offload": "disk"}}, "file")
+
+
+@pytest.mark.parametrize(
+    ("kernels", "offload", "bits"), [("auto", "none", 8), ("off", "none", 4), ("auto", "blocks", 4)]
+)
+def test_a_row_that_a_kernel_may_compute_holds_a_byte_a_weight(
+    kernels: str, offload: str, bits: int
+) -> None:
+    execution = SimpleNamespace(kernels=kernels, offload=offload)
+    plan: Any = SimpleNamespace(experiment=SimpleNamespace(execution=execution))
+    cell: Any = SimpleNamespace(cell=SimpleNamespace(bits="w4a6"))
+    assert fit._held_width(cell, plan) == bits
