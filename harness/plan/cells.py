@@ -122,8 +122,8 @@ class CellPlanner:
         quant = self._quant(model, gen, row, facts, bits)
         pool = self._pool(model, gen, row) if facts.needs_calibration else None
         reference_cell, reference = self.references.get(model.name, ("", {}))
-        kernels = self.experiment.execution.kernels
-        execution = execution_key(facts.execution, kernels)
+        spread = self.experiment.execution
+        execution = execution_key(facts.execution, spread.keyed_kernels)
         clips = self._clips(model, gen, quant.key, execution, reference)
         if row.method.name == FP and not reference:
             keys = {(c.prompt.id, c.seed): c.clip.key for c in clips}
@@ -140,7 +140,7 @@ class CellPlanner:
             bits=bits,
             pool=pool.pool.key if pool else "",
             artifact=None if facts.unquantized else quant,
-            kernels=kernels,
+            kernels=spread.kernels,
             clips=clips,
             scorers=tuple(scorer.asked_as for scorer in own),
             text=self.texts[model.name][EMPTY].key,

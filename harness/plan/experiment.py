@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from harness.bits import BitSpec
 from harness.errors import UsageError
-from harness.kernels.registry import AUTO, check_setting
+from harness.kernels.registry import AUTO, OFF, check_setting
 from harness.models.offload import NONE
 from harness.models.request import changed
 from harness.models.table import BUNDLED
@@ -74,7 +74,7 @@ class Execution:
         device: None to choose a CUDA device where there is one.
         measure: Whether latency and memory are measured at the end.
         offload: What of a model stays in the host's memory, of ``harness.models.offload.OFFLOADS``;
-            no result but latency and memory depends on it.
+            no result but latency and memory depends on it, and that rows are simulated then.
         kernels: What computes quantized layers: ``auto``, ``off`` for simulation, or the name of an
             installed kernel; part of the key of what they compute.
     """
@@ -86,6 +86,11 @@ class Execution:
     measure: bool
     offload: str = NONE
     kernels: str = AUTO
+
+    @property
+    def keyed_kernels(self) -> str:
+        """What a key says of kernels: no kernel's layout travels between devices."""
+        return self.kernels if self.offload == NONE else OFF
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -225,8 +225,7 @@ def check_memory(plan: Plan, cache: Path) -> None:
 def _held_width(cell: PlannedCell, plan: Plan) -> int:
     """Bits a weight of a row while it samples: what a kernel multiplies has a byte a code."""
     width, execution = BitSpec.parse(cell.cell.bits).w, plan.experiment.execution
-    by_kernel = execution.kernels != OFF and execution.offload == NONE
-    return max(width, LANE_BITS) if by_kernel else width
+    return width if execution.keyed_kernels == OFF else max(width, LANE_BITS)
 
 
 def _simulated(cell: PlannedCell) -> bool:

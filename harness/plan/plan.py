@@ -282,7 +282,7 @@ def _run_id(
     # How the work is spread does not make another experiment; the threads are in the cohort.
     identity.pop("execution")
     identity.pop("lenient")  # how the rows were named, not which they are
-    identity["kernels"] = experiment.execution.kernels
+    identity["kernels"] = experiment.execution.keyed_kernels
     identity["measure"] = experiment.execution.measure
     if experiment.execution.measure and experiment.execution.offload != NONE:
         identity["offload"] = experiment.execution.offload  # times and peaks depend on it
@@ -306,7 +306,7 @@ def plan_measuring(plan: Plan, model: ModelSpec, finished: set[str]) -> MeasureT
     Where kernels are off, simulated rows are left out: they compute in full precision, whatever
     their widths. Where they are not, which rows a kernel runs is known once they are opened.
     """
-    kernels = plan.experiment.execution.kernels
+    kernels = plan.experiment.execution.keyed_kernels
     cells = [
         c
         for c in plan.cells

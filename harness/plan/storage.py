@@ -132,4 +132,4 @@ def _row(name: str, count: int, full: int) -> tuple[str, str, str]:
 
 
 def _size(count: int) -> str:
-    return f"{count / GIB:.3f} GiB"
+    return f"{count / GIB:.3f} GiB" if count >= GIB // 10 else f"{count / 2**20:.2f} MiB"

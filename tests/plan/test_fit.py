@@ -13,6 +13,7 @@ from harness.cli.main import cli
 from harness.errors import InfraError
 from harness.models.offload import BLOCKS, COMPONENTS, NONE
 from harness.plan import capacity, fit
+from harness.plan.experiment import Execution
 from harness.plan.fit import Budget, Setting
 from harness.plan.memory import DENOISER, HESSIANS, TRAINING
 from harness.plan.memory_facts import MARGIN
@@ -199,7 +200,9 @@ def test_offload_is_read_from_file_and_flag_and_makes_no_other_run(tmp_path: Pat
 def test_a_row_that_a_kernel_may_compute_holds_a_byte_a_weight(
     kernels: str, offload: str, bits: int
 ) -> None:
-    execution = SimpleNamespace(kernels=kernels, offload=offload)
+    execution = Execution(
+        jobs=1, threads=1, stall_s=1, device=None, measure=False, offload=offload, kernels=kernels
+    )
     plan: Any = SimpleNamespace(experiment=SimpleNamespace(execution=execution))
     cell: Any = SimpleNamespace(cell=SimpleNamespace(bits="w4a6"))
     assert fit._held_width(cell, plan) == bits

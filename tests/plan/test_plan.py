@@ -157,6 +157,10 @@ def test_what_a_kernel_may_compute_is_timed_and_has_keys_of_its_own(place: Path)
     }
     assert alike == {"model--fp--fp": True, toy: False}
     assert simulated.run != by_kernel.run
+    # weights that travel are computed by no kernel: the clips are those of the simulation
+    moved = plan(place, methods=(TOY,), kernels="auto", offload="blocks")
+    for one, other in zip(simulated.cells, moved.cells, strict=True):
+        assert [c.clip.key for c in one.task.clips] == [c.clip.key for c in other.task.clips]
     with pytest.raises(UsageError, match="no installed kernel"):
         plan(place, methods=(TOY,), kernels="cutlass")
 
@@ -240,8 +244,8 @@ def test_another_length_dtype_or_no_guidance_is_another_encoded_text(place: Path
 
 
 def test_offload_makes_other_measurements_and_no_other_clips(place: Path) -> None:
-    none = plan(place, methods=(TOY,))
-    blocks = plan(place, methods=(TOY,), offload="blocks")
+    none = plan(place, methods=(TOY,), kernels="off")
+    blocks = plan(place, methods=(TOY,), kernels="off", offload="blocks")
     keys = [[clip.clip.key for c in p.cells for clip in c.task.clips] for p in (none, blocks)]
     assert keys[0] == keys[1]
     assert none.run != blocks.run
@@ -252,7 +256,7 @@ def test_offload_makes_other_measurements_and_no_other_clips(place: Path) -> Non
     assert measures[0].measure.key != measures[1].measure.key
     assert measures[1].offload == "blocks"
     unmeasured = [
-        plan(place, {"execution": {"measure": False}}, methods=(TOY,), offload=o).run
+        plan(place, {"execution": {"measure": False}}, methods=(TOY,), kernels="off", offload=o).run
         for o in ("none", "blocks")
     ]
     assert unmeasured[0] == unmeasured[1]

@@ -33,7 +33,7 @@ def test_a_run_with_offload_makes_the_clips_of_one_without(
         arguments = ["run", "--model", str(tiny_pipeline_folder), "--methods", "gptq",
                      "--suite", str(tmp_path / "p.txt"), "--no-baselines", "--offload", name,
                      "--config", str(tmp_path / "c.toml"), "--out", str(tmp_path / f"run-{name}"),
-                     "--device", "cpu"]  # fmt: skip
+                     "--device", "cpu", "--kernels", "off"]  # fmt: skip
         done = CliRunner().invoke(cli, arguments)
         assert done.exit_code == 0, done.output
         store = Store()
