@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from harness.errors import HarnessError
 from harness.models.families import family_by_name
 from harness.models.offload import BLOCKS, OFFLOADS
-from harness.models.parts import parts
 from harness.models.shape import SHAPED
 from harness.models.tiling import with_tiling
 from harness.plan import fit
@@ -17,7 +16,6 @@ from harness.plan.memory import KINDS, peaks
 from harness.plan.model_sheet import Section
 from harness.plan.registry import BrokenMethodError, describe, methods
 from harness.plan.stage_time import UNKNOWN, Calibration, stage_rows
-from harness.plan.storage import Linears, linears_of, storage_rows
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,7 +43,7 @@ def model_costs(spec: ModelSpec, store: Store) -> list[Section]:
     memory = _unknown(why) if sizes is None else _columns(sizes)
     found = _every_method(spec, cache)
     rows = stage_rows(spec.name, sizes, history(store), found)
-    return [memory, _storage(spec, cache), Section(title="time", rows=tuple(rows))]
+    return [memory, Section(title="time", rows=tuple(rows))]
 
 
 def plan_costs(plan: Plan, model: ModelSpec, store: Store) -> list[Section]:
@@ -80,19 +78,6 @@ def _sizes(spec: ModelSpec, gen: GenSpec, cache: Path) -> tuple[Sizes | None, st
     except HarnessError as cause:  # where the hub does not answer, the rest is printed
         return None, cause.message
     return found, "" if found else "no estimate from the configs of this model"
-
-
-def _storage(spec: ModelSpec, cache: Path) -> Section:
-    """Bytes on disk by width; of a denoiser of two networks those of both."""
-    title = "denoiser on disk, rounded to nearest, a 16-bit step for each output channel"
-    try:
-        networks = [part for part in parts(spec, cache) if part.denoiser]
-        found = [linears_of(part.kind, part.config, spec.family) for part in networks]
-    except HarnessError as cause:
-        return Section(title=title, rows=(("every width", UNKNOWN, cause.message),))
-    shapes = tuple(shape for one in found for shape in one.shapes)
-    whole = Linears(parameters=sum(one.parameters for one in found), shapes=shapes)
-    return Section(title=title, rows=tuple(storage_rows(whole)))
 
 
 def _unknown(why: str) -> Section:
