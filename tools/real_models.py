@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
 from harness.models.families import family_by_name  # noqa: E402
+from harness.models.inventory import Inventory, inventory  # noqa: E402
 from harness.models.offload import OFFLOADS  # noqa: E402
 from harness.models.parts import Part  # noqa: E402
 from harness.plan.memory import (  # noqa: E402
@@ -39,7 +40,9 @@ from harness.plan.memory import (  # noqa: E402
     sizes_of,
 )
 from harness.plan.memory_facts import MARGIN  # noqa: E402
+from harness.plan.size_sheet import GIB, GROUPS, PUBLISHED, WIDTHS, away  # noqa: E402
 from harness.plan.stage_time import HALF_FLOPS, SINGLE_FLOPS  # noqa: E402
+from harness.plan.storage import EVERY, TOKENS, Scheme, storage  # noqa: E402
 from harness.spec import GenSpec  # noqa: E402
 
 CONFIGS = ROOT / "tools/real_models.toml"
@@ -68,12 +71,14 @@ class RealModel:
     Attributes:
         published: Parameters of a denoiser that its name or paper gives, in billions.
         sizes: What the peaks are computed from.
+        counted: What the denoisers store.
         sources: Where each config is from.
     """
 
     name: str
     published: float
     sizes: Sizes
+    counted: Inventory
     sources: tuple[str, ...]
 
 
@@ -86,7 +91,8 @@ def real_models() -> list[RealModel]:
 def _model(entry: dict[str, Any], encoders: dict[str, Any]) -> RealModel:
     family = entry["family"]
     denoiser, decoder = DENOISERS[family]
-    settings = json.dumps(entry.get("transformer", {}), sort_keys=True)
+    config = entry.get("transformer", {})
+    settings = json.dumps(config, sort_keys=True)
     parts = [_component("transformer", denoiser, settings), _component("vae", decoder, "{}")]
     if entry.get("denoisers") == 2:
         parts.append(_component("transformer_2", denoiser, settings))
@@ -101,7 +107,13 @@ def _model(entry: dict[str, Any], encoders: dict[str, Any]) -> RealModel:
     if sizes is None:
         raise SystemExit(f"{entry['name']}: no estimate can be made of family '{family}'")
     return RealModel(
-        name=entry["name"], published=entry["published"], sizes=sizes, sources=tuple(sources)
+        name=entry["name"],
+        published=entry["published"],
+        sizes=sizes,
+        counted=inventory(
+            denoiser, *[config] * entry.get("denoisers", 1), dtype=entry["gen"]["dtype"]
+        ),
+        sources=tuple(sources),
     )
 
 
@@ -138,7 +150,8 @@ def on_meta(kind: str, settings: dict[str, Any]) -> Any:
 def page() -> str:
     """The whole page."""
     models = real_models()
-    return "\n".join([_HEAD, *_sizes(models), *_peaks(models), *_fits(models), *_hours(models),
+    return "\n".join([_HEAD, *_sizes(models), *_weights(models), *_accounting(models),
+                      *_peaks(models), *_fits(models), *_hours(models),
                       *_sources(models)]) + "\n"  # fmt: skip
 
 
@@ -184,6 +197,78 @@ def _sizes(models: list[RealModel]) -> list[str]:
             f"| {_gb(sum(sizes.bytes_of(p) for p in sizes.denoisers))} |"
         )
     return rows
+
+
+def _weights(models: list[RealModel]) -> list[str]:
+    schemes = [Scheme(bits=bits, group=group) for bits in WIDTHS for group in GROUPS]
+    rows = [
+        "", "## Weights on disk, GiB", "",
+        "The denoiser's weights as an artifact of `rtn` holds them, and how many times smaller "
+        "that is than 16 bits: codes of every linear of the blocks, modulation counted in, a "
+        "float16 step for each output channel or group of input channels, and all else, biases "
+        "too, in 16 bits. GiB are 2^30 bytes. Tests hold the count to the tensors of an artifact "
+        "of every family's miniature, to the byte, and to those of `shapes`. Headers, manifest, "
+        "and what a method adds (transforms, branches) come on top. A linear one of whose steps is "
+        "below 2^-14, as that of a row of zeros is, has all of its steps in float32 (two linears "
+        "of `shapes`), and tensors that both the checkpoint and diffusers keep in float32 (some of "
+        "Wan's) take up to twice what is counted here.", "",
+        f"| model | 16 bits | {' | '.join(scheme.label for scheme in schemes)} |",
+        f"|---|--:|{'--:|' * len(schemes)}",
+    ]  # fmt: skip
+    for model in models:
+        found = [storage(model.counted, scheme) for scheme in schemes]
+        cells = " | ".join(f"{size.total / GIB:.3f} ({size.ratio:.2f}x)" for size in found)
+        rows.append(f"| {model.name} | {found[0].plain / GIB:.3f} | {cells} |")
+    return rows
+
+
+ACCOUNTINGS = {
+    "linears of the blocks, float16 steps: that of the artifacts": Scheme(bits=4),
+    "linears of the blocks, float32 steps": Scheme(bits=4, step_bytes=4),
+    "linears of the blocks, no steps": Scheme(bits=4, step_bytes=0),
+    "linears of the blocks in groups of 128, float16 steps": Scheme(bits=4, group=128),
+    "linears of the blocks without modulation, float16 steps": Scheme(bits=4, linears=TOKENS),
+    "every linear of the denoiser, float16 steps": Scheme(bits=4, linears=EVERY),
+}
+"""What could have been counted: by what is rounded to 4 bits, one step an output channel."""
+
+
+def _accounting(models: list[RealModel]) -> list[str]:
+    known = {model.name: model for model in models if model.name in PUBLISHED}
+    source = ", ".join(dict.fromkeys(PUBLISHED[name].source for name in known))
+    columns = " | ".join(f"{name}: GiB | away" for name in known)
+    rows = [
+        "", "## Weights on disk as published", "",
+        f"{source} prints the storage of two models at w4a6, in GB that are GiB: the 16-bit sizes "
+        "are the parameters' only so. It does not say which linears are at 4 bits. Counted here, "
+        "with nothing fitted, and how far from what is printed:", "",
+        f"| rounded to 4 bits | {columns} |", f"|---|{'--:|' * 2 * len(known)}",
+    ]  # fmt: skip
+    printed = " | ".join(f"{PUBLISHED[name].quantized:.3f} | " for name in known)
+    rows.append(f"| as published | {printed}|")
+    for what, scheme in ACCOUNTINGS.items():
+        cells = []
+        for name, model in known.items():
+            total = storage(model.counted, scheme).total
+            cells.append(f"{total / GIB:.3f} | {away(total, PUBLISHED[name].quantized):+.2f} %")
+        rows.append(f"| {what} | {' | '.join(cells)} |")
+    plain = {name: storage(model.counted, Scheme(bits=16)).plain for name, model in known.items()}
+    cells = [
+        f"{plain[name] / GIB:.3f} | {away(plain[name], PUBLISHED[name].plain):+.2f} %"
+        for name in known
+    ]
+    rows.append(f"| nothing: 16 bits, {_printed(known)} printed | {' | '.join(cells)} |")
+    return [
+        *rows, "",
+        "Of these, only the linears of the blocks, modulation among them, give both models within "
+        "0.5 %: HunyuanVideo's token refiner stays. How steps are stored, and whether a small "
+        "linear outside the blocks is rounded too, moves less than that and cannot be told. The "
+        "first line is what `harness show model` prints.",
+    ]  # fmt: skip
+
+
+def _printed(known: dict[str, RealModel]) -> str:
+    return " and ".join(f"{PUBLISHED[name].plain:.3f}" for name in known)
 
 
 def _peaks(models: list[RealModel]) -> list[str]:

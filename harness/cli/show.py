@@ -53,10 +53,12 @@ def model(name: str) -> None:
     from harness.models.table import model_spec
     from harness.plan.cost_sheet import model_costs
     from harness.plan.model_sheet import lines, model_sheet
+    from harness.plan.size_sheet import size_section
     from harness.store.store import Store
 
     spec = model_spec(name)
-    click.echo("\n".join(lines([*model_sheet(spec, spec.gen), *model_costs(spec, Store())])))
+    known = [*model_sheet(spec, spec.gen), size_section(spec)]
+    click.echo("\n".join(lines([*known, *model_costs(spec, Store())])))
 
 
 @show.command()

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from harness.cli.main import main
 from harness.cli.show import show
+from harness.testing.miniatures import MINIATURES
 from tests.models.small_folders import KNOWN, write_known
 
 if TYPE_CHECKING:
@@ -151,3 +152,65 @@ def test_a_model_that_cannot_be_run_is_refused_as_by_a_run(
         main(["show", "model", str(place / "modle")])
     assert caught.value.code == 2
     assert "is not there" in capsys.readouterr().err
+
+
+def test_the_size_of_the_weights_stands_beside_what_was_published(place: Path) -> None:
+    text = shown(write_known(place / "mine", "cogvideox-5b"))
+    found = rows(text)
+    assert "\nsize of the denoiser's weights, counted from its config\n" in text
+    for name, start in (
+        ("16 bits", "10.375 GiB"),
+        ("w8 per channel", "5.213 GiB, 1.99x"),
+        ("w6 per channel", "3.921 GiB, 2.65x"),
+        ("w4 per channel", "2.629 GiB, 3.95x"),
+        ("w4 group 64", "2.785 GiB, 3.73x"),
+        ("w4 group 128", "2.704 GiB, 3.84x"),
+        ("published, 16 bits", "10.375 GiB"),
+        ("published, w4", "2.633 GiB"),
+        ("published, ratio", "3.94x"),
+    ):
+        assert found[name].startswith(start), name
+    assert found["w4 per channel"].endswith("codes 2.584 GiB, steps 5.168 MiB, kept 40.472 MiB")
+    assert found["published, w4"].endswith(
+        "here 2.629, -0.17 %; S2Q-VDiT (arXiv 2508.04016), table 5"
+    )
+    assert found["published, ratio"].endswith("the paper does not say which linears it rounds")
+    for word in ("GiB", "rounded", "kept", "not counted"):
+        assert found[word], word
+
+
+def test_weight_files_that_hold_something_else_are_said(place: Path) -> None:
+    found = rows(shown(write_known(place / "mine", "hunyuanvideo")))
+    assert found["16 bits"].endswith("12,821,012,544 parameters, the weight files hold 24")
+    assert found["published, w4"].startswith("6.494 GiB")
+    assert rows(shown("shapes"))["16 bits"].endswith("7,284,000 parameters")
+
+
+def test_what_no_paper_printed_has_no_published_row(place: Path) -> None:
+    for name in ("cogvideox-2b", "cogvideox1.5-5b", "wan2.1-1.3b"):
+        text = shown(write_known(place / name, name))
+        assert "w4 per channel" in text
+        assert "published," not in text
+
+
+def test_both_experts_count_for_the_size(place: Path) -> None:
+    one = rows(shown(write_known(place / "one", "wan2.1-14b")))["16 bits"]
+    both = rows(shown(write_known(place / "both", "wan2.2-a14b")))["16 bits"]
+    assert one.split()[2] == "14,288,491,584"
+    assert both.split()[2] == "28,576,983,168"
+
+
+def test_a_group_that_does_not_fit_is_said_beside_the_others(place: Path) -> None:
+    MINIATURES["ltx"]().save_pretrained(place / "mine")  # widths of 32
+    found = rows(shown(place / "mine"))
+    assert "MiB" in found["w4 per channel"]
+    assert found["w4 group 64"].startswith("none")
+    assert "groups of 64 do not divide" in found["w4 group 64"]
+
+
+def test_a_config_that_cannot_be_counted_is_said_to_have_no_size(place: Path) -> None:
+    text = shown(write_known(place / "mine", "latte"))  # a config without the width of the text
+    found = rows(text)
+    assert found["every width"].startswith("unknown")
+    assert "no LatteTransformer3DModel can be built from its config" in found["every width"]
+    assert "GiB" not in text
