@@ -51,11 +51,18 @@ class Setting:
         offload: Value of ``[execution] offload``.
         workers: Workers side by side on the device.
         tiled: Whether decoding is tiled; None as the generation settings say.
+        kernels: Whether kernels may compute quantized rows, which then hold a byte a weight.
     """
 
     offload: str = NONE
     workers: int = 1
     tiled: bool | None = None
+    kernels: bool = False
+
+    def held(self, bits: float | None) -> float | None:
+        """Bits that a weight of a row takes while it samples, None without such a row."""
+        # weights that travel between devices are computed by no kernel
+        return max(bits, LANE_BITS) if bits and self.kernels and self.offload == NONE else bits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +73,7 @@ class Budget:
         model: Its name.
         sizes: What the peaks follow from.
         kinds: What its methods hold while they calibrate.
-        w_bits: Bits a weight of the widest row that computes its own layers; None without.
+        w_bits: Widest row that computes its own layers; None without.
         on_cpu: The device is the processor.
         device: Bytes that the device has.
         host: Bytes that the host has.
@@ -87,7 +94,7 @@ class Budget:
         chosen = setting or self.setting
         found = peaks(
             self.sizes, offload=NONE if self.on_cpu else chosen.offload, kinds=self.kinds,
-            w_bits=self.w_bits, tiled=chosen.tiled,
+            w_bits=chosen.held(self.w_bits), tiled=chosen.tiled,
         )  # fmt: skip
         if self.on_cpu:
             return on_host(found, chosen.workers)
@@ -125,9 +132,14 @@ class Budget:
             kept = (NONE, COMPONENTS, BLOCKS)
             stronger = kept[kept.index(own.offload) + 1 :]
             offloads += [(name, f"--offload {name}") for name in stronger]
+        kernels = [(own.kernels, "")] + ([(False, "--kernels off")] if own.kernels else [])
         every = [
-            (Setting(offload=o, workers=w, tiled=t), [text for text in (a, b, c) if text])
+            (
+                Setting(offload=o, workers=w, tiled=t, kernels=k),
+                [text for text in (a, b, c, d) if text],
+            )
             for w, a in workers
+            for k, d in kernels
             for o, b in offloads
             for t, c in tiling
         ]
@@ -159,7 +171,7 @@ def budgets(plan: Plan, cache: Path) -> list[Budget]:
 def budget_of(plan: Plan, model: ModelSpec, sizes: Sizes) -> Budget:
     """The budget of one model of a plan: of what is left to make of it."""
     cells = [c for c in plan.cells if c.cell.model == model and not c.done]
-    simulated = [_held_width(c, plan) for c in cells if _simulated(c)]
+    simulated = [BitSpec.parse(c.cell.bits).w for c in cells if _simulated(c)]
     return Budget(
         model=model.name,
         sizes=sizes,
@@ -171,6 +183,7 @@ def budget_of(plan: Plan, model: ModelSpec, sizes: Sizes) -> Budget:
         setting=Setting(
             offload=plan.experiment.execution.offload,
             workers=max(1, min(plan.jobs, len(cells))),
+            kernels=plan.experiment.execution.kernels != OFF,
         ),
     )
 
@@ -220,12 +233,6 @@ def check_memory(plan: Plan, cache: Path) -> None:
             f"{f' in {several} workers' if several > 1 else ''}, {where} has {size_text(has)}",
             budget.advice(),
         )
-
-
-def _held_width(cell: PlannedCell, plan: Plan) -> int:
-    """Bits a weight of a row while it samples: what a kernel multiplies has a byte a code."""
-    width, execution = BitSpec.parse(cell.cell.bits).w, plan.experiment.execution
-    return width if execution.keyed_kernels == OFF else max(width, LANE_BITS)
 
 
 def _simulated(cell: PlannedCell) -> bool:

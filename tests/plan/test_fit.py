@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner
@@ -13,7 +13,6 @@ from harness.cli.main import cli
 from harness.errors import InfraError
 from harness.models.offload import BLOCKS, COMPONENTS, NONE
 from harness.plan import capacity, fit
-from harness.plan.experiment import Execution
 from harness.plan.fit import Budget, Setting
 from harness.plan.memory import DENOISER, HESSIANS, TRAINING
 from harness.plan.memory_facts import MARGIN
@@ -195,14 +194,26 @@ def test_offload_is_read_from_file_and_flag_and_makes_no_other_run(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("kernels", "offload", "bits"), [("auto", "none", 8), ("off", "none", 4), ("auto", "blocks", 4)]
+    ("kernels", "offload", "bits"), [(True, NONE, 8), (False, NONE, 4), (True, BLOCKS, 4)]
 )
 def test_a_row_that_a_kernel_may_compute_holds_a_byte_a_weight(
-    kernels: str, offload: str, bits: int
-) -> None:
-    execution = Execution(
-        jobs=1, threads=1, stall_s=1, device=None, measure=False, offload=offload, kernels=kernels
-    )
-    plan: Any = SimpleNamespace(experiment=SimpleNamespace(execution=execution))
-    cell: Any = SimpleNamespace(cell=SimpleNamespace(bits="w4a6"))
-    assert fit._held_width(cell, plan) == bits
+    kernels: bool, offload: str, bits: int
+):
+    setting = Setting(offload=offload, kernels=kernels)
+    assert setting.held(4) == bits
+    assert setting.held(None) is None
+    assert Setting(kernels=True).held(16) == 16
+
+
+def test_simulation_is_advised_where_a_byte_a_weight_is_too_much():
+    own = Setting(kernels=True, tiled=True)
+    rows = replace(budget(0, kinds=(), setting=own), w_bits=4)
+
+    def needed(setting: Setting) -> int:
+        return max(p.device for p in rows.peaks(setting) if p.stage == "denoise, simulated")
+
+    by_kernel, simulated = needed(own), needed(replace(own, kernels=False))
+    assert by_kernel - simulated == pytest.approx(cogvideox().shape.all_block_weights / 2, rel=0.01)
+    texts = [how for setting, how in rows._changes() if not setting.kernels]
+    assert texts[0] == "--kernels off"
+    assert not any(setting.kernels for setting, _ in replace(rows, setting=Setting())._changes())
