@@ -79,7 +79,7 @@ def input_codes(x: Tensor, spec: ActivationSpec) -> InputCodes:
 def _fused_codes(x: Tensor, spec: ActivationSpec) -> InputCodes:
     """``input_codes`` by compiled functions.
 
-    They take numbers as tensors, so that three serve all widths, clips and static ranges.
+    They take numbers as tensors, so that four serve all widths, clips and static ranges.
     """
     shift = offset(spec.bits, symmetric=spec.symmetric)
     bottom, top = code_range(spec.bits, spec.symmetric)
@@ -92,6 +92,9 @@ def _fused_codes(x: Tensor, spec: ActivationSpec) -> InputCodes:
         moved = None if grid.zero is None else (zero - shift).float().view(1, 1)
         return InputCodes(values, grid.scale.float().view(1, 1), moved)
     clips = _numbers(spec.clip_low, spec.clip_high, dtype=wide)
+    if _reaches_its_ends(spec):
+        values, scale = fused(_round_to_its_ends)(x, high)
+        return InputCodes(values, scale, None)
     if spec.symmetric:
         values, scale = fused(_round_symmetric)(x, *clips, low, high)
         return InputCodes(values, scale, None)
@@ -107,6 +110,12 @@ def _numbers(*values: float, dtype: torch.dtype) -> tuple[Tensor, ...]:
 
 def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _round_to_its_ends(x: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
+    wide = _wide(x)
+    scale = (wide.abs().amax(-1, keepdim=True) / top).clamp_min(SCALE_FLOOR)
+    return (wide / scale).round().to(torch.int8), scale.float()
 
 
 def _round_symmetric(
