@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.kernels.codes import InputCodes, input_codes, values_of
+from harness.kernels.product import integer_weight
 from harness.quant.layers.activation import in_chunks
 
 if TYPE_CHECKING:
@@ -48,12 +49,15 @@ class SharedInput(nn.Module):
         self._of: weakref.ref[Tensor] | None = None
         self._found: ReadInput | None = None
         self._left = 0
+        self._version = 0
 
     def forward(self, x: Tensor) -> ReadInput:
         """Codes of ``x``, ``[..., tokens, in_features]``; those of the last one, if it is that."""
-        if self._of is None or self._of() is not x or self._found is None:
+        version = _version(x)
+        same = self._of is not None and self._of() is x and self._version == version
+        if not same or self._found is None:
             self._found, self._left = self._read(x), self.readers
-            self._of = weakref.ref(x)
+            self._of, self._version = weakref.ref(x), version
         found = self._found
         self._left -= 1
         if self._left <= 0:
@@ -71,6 +75,11 @@ class SharedInput(nn.Module):
         return ReadInput(codes, exact if self.keeps else None)
 
 
+def _version(x: Tensor) -> int:
+    """How often a tensor was written to; inference tensors do not say."""
+    return 0 if x.is_inference() else x._version
+
+
 class KernelLinear(nn.Module):
     """A quantized linear whose product is one of integers.
 
@@ -84,8 +93,6 @@ class KernelLinear(nn.Module):
 
     def __init__(self, layer: QuantLinear, kernel: Kernel, shared: SharedInput) -> None:
         super().__init__()
-        from harness.kernels.product import integer_weight
-
         self.kernel = kernel.name
         self.lanes = kernel.lanes
         self.in_features, self.out_features = layer.in_features, layer.out_features

@@ -157,6 +157,15 @@ def test_readers_of_one_tensor_share_its_codes() -> None:
     torch.testing.assert_close(other(again), two(again), rtol=1e-4, atol=1e-3)
 
 
+def test_a_tensor_that_was_written_to_is_read_again() -> None:
+    (one, x), (two, _) = layer(seed=1), layer(seed=2)
+    shared = SharedInput([one, two])
+    mine, other = (KernelLinear(made, Exact(), shared) for made in (one, two))
+    mine(x)
+    x.mul_(3)
+    torch.testing.assert_close(other(x), two(x), rtol=1e-4, atol=1e-3)
+
+
 def test_an_unread_input_is_not_kept_alive() -> None:
     (one, x), (two, _) = layer(seed=1), layer(seed=2)
     shared = SharedInput([one, two])

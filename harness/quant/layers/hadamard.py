@@ -91,21 +91,6 @@ def _is_prime(n: int) -> bool:
     return n > 1 and all(n % d for d in range(2, int(n**0.5) + 1))
 
 
-@lru_cache(maxsize=64)
-def held_signs(width: int, device: torch.device) -> tuple[Tensor, Tensor, float]:
-    """Factors with entries +-1 (and 0 between blocks), in bfloat16, which has them exactly.
-
-    Returns:
-        Outer and inner factor, and what their Kronecker product is to be multiplied by.
-    """
-    shape = hadamard_shape(width)
-    with torch.inference_mode(False):
-        outer = torch.eye(shape.blocks) if shape.blocks > 1 else _matrix(shape.outer)
-        inner = _matrix(shape.inner)
-        pair = outer.to(device, torch.bfloat16), inner.to(device, torch.bfloat16)
-    return *pair, (shape.outer * shape.inner) ** -0.5
-
-
 def factors(width: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """Orthonormal outer and inner factor for a width; the rotation is their Kronecker product.
 

@@ -88,14 +88,7 @@ class Hadamard(nn.Module):
         return cls(torch.randint(0, 2, (width,), generator=generator) * 2 - 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Rotate activations ``[..., in_features]``.
-
-        In bfloat16 the products are those of bfloat16 units, whose sums are single precision: the
-        entries are exact, and what lies between the two factors is rounded once more.
-        """
-        if x.dtype == torch.bfloat16:
-            outer, inner, scale = hadamard.held_signs(self.signs.numel(), x.device)
-            return _kronecker(x * self.signs.to(x.dtype), outer, inner).mul_(scale)
+        """Rotate activations ``[..., in_features]``."""
         return _kronecker(
             x * self.signs.to(x.dtype), *hadamard.held_factors(self.signs.numel(), x.device)
         )
