@@ -50,13 +50,17 @@ def verify(
     """
     folder, cell = split(target, cell)
     single = (folder / ARTIFACT).is_file()
+    if (kernels or device) is not None and not single and cell is None:
+        raise UsageError("--kernels is for a single artifact", f"choose a row: {target}:CELL")
+    if kernels is not None:
+        from harness.kernels.registry import check_setting
+
+        check_setting(kernels)
     wanted = [] if single else of_run(folder, cell)
     if single or cell is not None:
         one = _with(of_folder(folder), model, bits) if single else wanted[0]
         code = _one(one, style)
         return code or (0 if kernels is None else _compared(one, kernels, device, style))
-    if kernels is not None or device is not None:
-        raise UsageError("--kernels is for a single artifact", f"choose a row: {target}:CELL")
     if style != "terminal":
         raise UsageError("a whole run has no such format", f"choose a row: {target}:CELL")
     return max([_say(row.name, _problem(row)) for row in wanted])
@@ -104,10 +108,8 @@ def _one(target: Target, style: str) -> int:
 def _compared(target: Target, kernels: str, device: str | None, style: str) -> int:
     """Print how far a clip by kernels is from the simulated one."""
     from harness.cli.verify_kernels import agreement, text
-    from harness.kernels.registry import check_setting
     from harness.store.provenance import find_device
 
-    check_setting(kernels)
     if not target.model:
         raise UsageError("the model of this artifact is not recorded", "give --model and --bits")
     where = find_device(device).id

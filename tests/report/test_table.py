@@ -6,6 +6,7 @@ import math
 import pytest
 
 from harness.errors import HarnessError, UsageError
+from harness.kernels.request import OFF_REASON
 from harness.report import columns as col
 from harness.report.build import build_table
 from harness.report.table import parts
@@ -348,3 +349,52 @@ def test_a_hub_model_is_named_with_the_commit_it_was_locked_to(tmp_path):
         "model latte: maxin-cn/Latte-1 at 0123456789ab, locked at first use, 2026-11-20"
     )
     assert not any(line.startswith("model") for line in told[:-1])
+
+
+def with_executions(run):
+    """The run with what computed each row: s2q by a kernel, rtn by none, the others unknown."""
+    s2q, rtn = cell_id("s2q", "w4a6"), cell_id("rtn", "w4a6")
+    told = {
+        s2q: {
+            "execution": "kernel:onednn-int8",
+            "linears": {"kernel:onednn-int8, int8 lanes": 36, "dequantize": 12},
+        },
+        rtn: {
+            "execution": "simulated",
+            "linears": {"simulated": 36, "dequantize": 12},
+            "reasons": {"exact: weights have a step for each 16 input channels": 30},
+        },
+    }
+    cells = tuple(dataclasses.replace(c, **told.get(c.id, {})) for c in run.cells)
+    like = next(r for r in run.records if r.cell == s2q and r.metric == "weights_quantized")
+    counts = tuple(
+        dataclasses.replace(like, cell=cell, metric="kernel_linears", value=value)
+        for cell, value in ((s2q, 36.0), (rtn, 0.0))
+    )
+    return dataclasses.replace(run, cells=cells, records=(*run.records, *counts))
+
+
+def test_what_computed_a_row_is_a_column_and_a_note(tmp_path):
+    table = build_table(with_executions(make_run(tmp_path)))
+    s2q, rtn = cell_id("s2q", "w4a6"), cell_id("rtn", "w4a6")
+    assert entry(table, COST, s2q, "kernel_linears").text == "onednn-int8"
+    assert entry(table, COST, s2q, "kernel_linears").value == 36
+    assert entry(table, COST, rtn, "kernel_linears").text == "simulated"
+    assert entry(table, COST, cell_id("fp", "fp"), "kernel_linears").text in ("", "-")
+    assert (
+        "s2q w4a6: 36 linears on onednn-int8, int8 lanes; 12 with 16-bit activations expand their "
+        "weights" in table.remarks
+    )
+    assert (
+        "rtn w4a6: linears without a kernel, 30 of 36: exact: weights have a step for each 16 "
+        "input channels" in table.remarks
+    )
+
+
+def test_kernels_that_are_off_need_no_note_and_a_run_that_knows_of_none_no_column(tmp_path):
+    run = make_run(tmp_path)
+    assert "kernel_linears" not in [c.key for c in block(build_table(run), COST).columns]
+    off = {"linears": {"simulated": 36}, "reasons": {OFF_REASON: 36}}
+    cells = tuple(dataclasses.replace(c, **({} if c.unquantized else off)) for c in run.cells)
+    remarks = build_table(dataclasses.replace(run, cells=cells)).remarks
+    assert not any("kernel" in remark for remark in remarks)

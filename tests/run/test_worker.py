@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,17 @@ from safetensors.torch import load_file
 import harness.generate.generate
 import harness.models.load
 from harness.errors import DivergedError
-from harness.generate.generate import FACTS_FILE, LATENTS_FILE, LOSSLESS_FILE
+from harness.generate.generate import (
+    FACTS_FILE,
+    LATENTS_FILE,
+    LOSSLESS_FILE,
+    execution_values,
+    row_execution,
+)
 from harness.generate.text import CUT
 from harness.generate.video import read
 from harness.kernels.dispatch import install_kernels_
+from harness.kernels.layer import KernelLinear
 from harness.models.families import family_by_name
 from harness.models.sample import sample_clip
 from harness.plan.experiment import Flags, resolve
@@ -113,7 +121,13 @@ def test_each_stage_opens_its_own_network_and_the_clip_is_that_of_the_whole_pipe
             load_artifact_(whole.transformer, Store().folder("artifact", rtn.task.artifact.key))
             family = family_by_name(rtn.task.model.family)
             device = torch.device("cpu")
-            install_kernels_(whole.transformer, family, setting="auto", device=device)
+            execution = install_kernels_(whole.transformer, family, setting="auto", device=device)
+            told = row_execution(Store(), rtn.task.clips)
+            assert told == dataclasses.asdict(execution)
+            (count,) = execution_values(Store(), rtn.task.clips, told)
+            by_kernel = [m for m in whole.transformer.modules() if isinstance(m, KernelLinear)]
+            assert (count.metric, count.value) == ("kernel_linears", len(by_kernel))
+            assert row_execution(Store(), fp.task.clips) is None
         clip = Store().find("clip", wanted.clip.key)
         assert clip is not None
         made = sample_clip(whole, wanted.prompt.text, row.task.gen, seed=wanted.noise_seed)
