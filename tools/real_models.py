@@ -274,8 +274,9 @@ def _printed(known: dict[str, RealModel]) -> str:
 def _peaks(models: list[RealModel]) -> list[str]:
     rows = [
         "", "## Peak of each stage on the device, GB", "",
-        "`denoise` holds all guidance branches of a step that are computed together; simulated "
-        "rows are at 4 bits. `host` is what the process keeps in the host's memory with "
+        "`denoise` holds all guidance branches of a step that are computed together; quantized "
+        "rows are simulated at 4 bits, a row that a kernel computes holds a byte a weight. `host` "
+        "is what the process keeps in the host's memory with "
         "`blocks`.", "",
         f"| model | stage | {' | '.join(OFFLOADS)} | host |", "|---|---|--:|--:|--:|--:|",
     ]  # fmt: skip

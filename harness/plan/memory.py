@@ -132,7 +132,7 @@ def peaks(
         host = stored if offload != NONE else 0
         found.append(
             Peak(
-                stage="denoise, simulated",
+                stage="denoise, quantized",
                 device=on_device + step + _rounding_extra(sizes),
                 host=host + facts.PROCESS_BYTES,
             )

@@ -158,7 +158,7 @@ def test_a_dry_run_prints_the_peak_of_every_stage(large: Path, machine: Callable
     for stage in (
         "encode text",
         "denoise",
-        "denoise, simulated",
+        "denoise, quantized",
         "quantize (layers)",
         "decode",
     ):
@@ -210,7 +210,7 @@ def test_simulation_is_advised_where_a_byte_a_weight_is_too_much():
     rows = replace(budget(0, kinds=(), setting=own), w_bits=4)
 
     def needed(setting: Setting) -> int:
-        return max(p.device for p in rows.peaks(setting) if p.stage == "denoise, simulated")
+        return max(p.device for p in rows.peaks(setting) if p.stage == "denoise, quantized")
 
     by_kernel, simulated = needed(own), needed(replace(own, kernels=False))
     assert by_kernel - simulated == pytest.approx(cogvideox().shape.all_block_weights / 2, rel=0.01)
