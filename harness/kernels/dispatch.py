@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.bits import IDENTITY_WIDTH
-from harness.kernels.codes import InputCodes
 from harness.kernels.layer import KernelLinear, SharedInput
-from harness.kernels.product import IntegerWeight
 from harness.kernels.registry import AUTO, OFF, BrokenKernelError, kernel_names, load_kernel
 from harness.kernels.request import OFF_REASON
 from harness.models.families.base import target_groups
 from harness.models.families.parts import parts_of, prefix
+from harness.quant.layers.activation import ActivationSpec
+from harness.quant.layers.grid import Affine, code_range
 from harness.quant.layers.layers import replace_module_
-from harness.quant.layers.linear import QuantLinear
+from harness.quant.layers.linear import QuantLinear, WeightSpec
 from harness.spec import DEQUANTIZE, KERNEL, SIMULATED
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from harness.kernels.product import Kernel
+    from harness.kernels.contract import Kernel
     from harness.models.families.base import Family
 
 _EXECUTION = "_harness_execution"
@@ -141,7 +141,7 @@ def _state(name: str, devices: list[torch.device]) -> KernelState:
     )
 
 
-_TRIED_TOKENS, _TRIED_WIDTH, _TRIED_OUTPUTS = 33, 512, 40
+_TRIED_TOKENS, _TRIED_WIDTH, _TRIED_OUTPUTS, _TRIED_BITS = 33, 512, 40, (4, 8)
 
 
 @lru_cache(maxsize=32)
@@ -151,25 +151,40 @@ def inexact(name: str, device: str) -> str | None:
     Some processors add pairs of products in 16 bits, which overflows there and nowhere else.
     """
     generator = torch.Generator().manual_seed(0)
-
-    def ends(rows: int) -> torch.Tensor:
-        # rows of one sign make the largest sums, mixed ones those of every size
-        drawn = torch.randint(2, (rows, _TRIED_WIDTH), generator=generator)
-        drawn[::2] = 1
-        return torch.where(drawn == 1, 127, -128).to(torch.int8)
-
-    values, codes = ends(_TRIED_TOKENS), ends(_TRIED_OUTPUTS)
-    weight = IntegerWeight(codes.to(device), torch.ones(_TRIED_OUTPUTS, device=device), None)
-    out = torch.full((_TRIED_TOKENS, _TRIED_OUTPUTS), torch.nan, device=device)
-    one = torch.ones(1, 1, device=device)
     try:
-        load_kernel(name).product(weight, None)(InputCodes(values.to(device), one, None), out)
+        kernel = load_kernel(name)
+        for bits in _TRIED_BITS:
+            x, layer = _trial(bits, generator)
+            layer = layer.to(device)
+            out = torch.full((_TRIED_TOKENS, _TRIED_OUTPUTS), torch.nan, device=device)
+            kernel.product(layer)(kernel.reader([layer])(x.to(device)).codes, out)
+            # below 2 ** 24, so that single precision holds every sum
+            exact = x.double() @ layer.codes.cpu().double().t()
+            if not torch.equal(out.double().cpu(), exact):
+                return "its sums of products are not exact"
     except Exception as cause:  # whatever it is, a kernel that fails on a trial is none
         first = next(iter(str(cause).splitlines()), "")
         return f"it fails on a trial: {type(cause).__name__}: {first}"
-    # below 2 ** 24, so that single precision holds every sum
-    exact = values.double() @ codes.double().t()
-    return None if torch.equal(out.double().cpu(), exact) else "its sums of products are not exact"
+    return None
+
+
+def _trial(bits: int, generator: torch.Generator) -> tuple[torch.Tensor, QuantLinear]:
+    """An input of the smallest and largest 8-bit codes, and a layer of those of a width."""
+
+    def ends(rows: int, width: int) -> torch.Tensor:
+        # rows of one sign make the largest sums, mixed ones those of every size
+        drawn = torch.randint(2, (rows, _TRIED_WIDTH), generator=generator)
+        drawn[::2] = 1
+        bottom, top = code_range(width, True)
+        return torch.where(drawn == 1, top, bottom)
+
+    top = float(code_range(8, True).high)
+    layer = QuantLinear(
+        weight=WeightSpec(bits=bits), codes=ends(_TRIED_OUTPUTS, bits),
+        grid=Affine(torch.ones(_TRIED_OUTPUTS, 1), None), bias=None, transforms=(),
+        activation=ActivationSpec(bits=8, static_low=-top, static_high=top),
+    )  # fmt: skip
+    return ends(_TRIED_TOKENS, 8).float(), layer
 
 
 def install_kernels_(
@@ -209,11 +224,11 @@ def install_kernels_(
     if reasons:
         counts = {SIMULATED: len(rounded), DEQUANTIZE: by_weight}
         return _note(denoiser, _execution(SIMULATED, counts, reasons))
-    shared = dict(_shared_inputs(denoiser, family, rounded))
-    for name, (kernel, _) in chosen.items():
-        assert kernel is not None
+    takes = {name: kernel for name, (kernel, _) in chosen.items() if kernel is not None}
+    shared = dict(_shared_inputs(denoiser, family, rounded, takes))
+    for name, kernel in takes.items():
         replace_module_(denoiser, name, KernelLinear(rounded[name], kernel, shared[name]))
-    used = [kernel for kernel, _ in chosen.values() if kernel is not None]
+    used = list(takes.values())
     label = KERNEL + "+".join(sorted({one.name for one in used})) if used else DEQUANTIZE
     counts = Counter(f"{KERNEL}{one.name}, {one.lanes} lanes" for one in used)
     return _note(denoiser, _execution(label, {**counts, DEQUANTIZE: by_weight}, {}))
@@ -240,21 +255,32 @@ def _execution(label: str, layers: Mapping[str, int], reasons: Mapping[str, int]
 
 
 def _shared_inputs(
-    denoiser: nn.Module, family: Family, layers: Mapping[str, QuantLinear]
+    denoiser: nn.Module,
+    family: Family,
+    layers: Mapping[str, QuantLinear],
+    kernels: Mapping[str, Kernel],
 ) -> Iterator[tuple[str, SharedInput]]:
     """An input for every layer, one for those that read and treat one tensor alike."""
+
+    def alike(a: str, b: str) -> bool:
+        kernel = kernels[a]
+        same = kernel is kernels[b] and kernel.layout(layers[a]) == kernel.layout(layers[b])
+        return same and _alike(layers[a], layers[b])
+
+    def one_of(names: list[str]) -> SharedInput:
+        return SharedInput(kernels[names[0]].reader([layers[n] for n in names]), len(names))
+
     left = dict(layers)
     for names in _readers(denoiser, family, layers):
         while names:
-            first, *others = names
-            alike = [first, *(n for n in others if _alike(layers[first], layers[n]))]
-            shared = SharedInput([layers[name] for name in alike])
-            for name in alike:
+            together = [name for name in names if name == names[0] or alike(names[0], name)]
+            shared = one_of(together)
+            for name in together:
                 left.pop(name)
                 yield name, shared
-            names = [name for name in others if name not in alike]
-    for name, layer in left.items():
-        yield name, SharedInput([layer])
+            names = [name for name in names if name not in together]
+    for name in left:
+        yield name, one_of([name])
 
 
 def _readers(

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import nn
 
-from harness.kernels.product import Kernel, Product
+from harness.kernels.contract import Kernel
+from harness.kernels.product import Product, refusal_of_groups
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from harness.kernels.product import IntegerWeight
+    from harness.quant.layers.linear import QuantLinear
 
 _FEWEST_TOKENS = 17
 _MULTIPLE = 8
@@ -32,14 +34,18 @@ class IntMM(Kernel):
             return "the GPU multiplies no 8-bit integers"
         return None
 
-    def product(self, weight: IntegerWeight, bias: Tensor | None) -> Product:
+    def refusal(self, layer: QuantLinear) -> str | None:
+        """It takes one step for each output channel and token."""
+        return refusal_of_groups(layer)
+
+    def product(self, layer: QuantLinear) -> Product:
         """Keep the weight as it is, its widths filled up to multiples of 8."""
-        return _Product(weight, bias)
+        return _Product(layer)
 
 
 class _Product(Product):
-    def __init__(self, weight: IntegerWeight, bias: Tensor | None) -> None:
-        super().__init__(weight, bias)
+    def lay_out(self, weight: IntegerWeight) -> None:
+        """Fill the widths up."""
         self.short = -self.in_features % _MULTIPLE
         padded = nn.functional.pad(weight.codes, (0, self.short, 0, -self.out_features % _MULTIPLE))
         self.register_buffer("codes", padded)

@@ -3,76 +3,47 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
-from harness.kernels.codes import InputCodes, input_codes, values_of
-from harness.kernels.product import integer_weight
-from harness.quant.layers.activation import in_chunks
-
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable
 
-    from harness.kernels.product import Kernel, Product
+    from harness.kernels.contract import Kernel, ReadInput
     from harness.quant.layers.linear import QuantLinear
     from harness.quant.layers.low_rank import LowRank
 
 
-class ReadInput(NamedTuple):
-    """What is known of an input once it is transformed and rounded.
-
-    Attributes:
-        codes: Of all tokens, those of leading dimensions in a row.
-        exact: The transformed input before the rounding, None where no reader wants it.
-    """
-
-    codes: InputCodes
-    exact: Tensor | None
-
-
-class SharedInput(nn.Module):
+class SharedInput:
     """Transforms and rounds an input once for all linears that read it.
 
     Args:
-        layers: Its readers; transforms and rounding are those of the first.
+        read: What does it, of the kernel of all of them.
+        readers: How many they are.
     """
 
-    def __init__(self, layers: Sequence[QuantLinear]) -> None:
-        super().__init__()
-        first = layers[0]
-        self.transforms = first.transforms
-        self.spec = first.activation_spec
-        self.readers = len(layers)
-        self.keeps = any(one.low_rank is not None and not one.low_rank.rounded for one in layers)
+    def __init__(self, read: Callable[[Tensor], ReadInput], readers: int) -> None:
+        self.read = read
+        self.readers = readers
         self._of: weakref.ref[Tensor] | None = None
         self._found: ReadInput | None = None
         self._left = 0
         self._version = 0
 
-    def forward(self, x: Tensor) -> ReadInput:
+    def __call__(self, x: Tensor) -> ReadInput:
         """Codes of ``x``, ``[..., tokens, in_features]``; those of the last one, if it is that."""
         version = _version(x)
         same = self._of is not None and self._of() is x and self._version == version
         if not same or self._found is None:
-            self._found, self._left = self._read(x), self.readers
+            self._found, self._left = self.read(x), self.readers
             self._of, self._version = weakref.ref(x), version
         found = self._found
         self._left -= 1
         if self._left <= 0:
             self._of, self._found = None, None
         return found
-
-    def _read(self, x: Tensor) -> ReadInput:
-        def transform(part: Tensor) -> Tensor:
-            for step in self.transforms:
-                part = step(part)
-            return part
-
-        exact = in_chunks(x, transform) if len(self.transforms) else x
-        codes = input_codes(exact.reshape(-1, exact.shape[-1]), self.spec)
-        return ReadInput(codes, exact if self.keeps else None)
 
 
 def _version(x: Tensor) -> int:
@@ -83,7 +54,7 @@ def _version(x: Tensor) -> int:
 class KernelLinear(nn.Module):
     """A quantized linear whose product is one of integers.
 
-    Holds no packed codes: the weight lies as the kernel wants it, a byte a code.
+    Holds no packed codes: the weight lies as the kernel wants it.
 
     Args:
         layer: What it computes.
@@ -96,27 +67,21 @@ class KernelLinear(nn.Module):
         self.kernel = kernel.name
         self.lanes = kernel.lanes
         self.in_features, self.out_features = layer.in_features, layer.out_features
-        self.product: Product = kernel.product(integer_weight(layer), layer.bias)
+        self.product = kernel.product(layer)
         self.low_rank = layer.low_rank
-        # not registered: it would be a part of each of its readers
-        object.__setattr__(self, "shared", shared)
-
-    shared: SharedInput
+        self.shared = shared
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """Compute the layer; ``[..., in_features]`` to ``[..., out_features]``."""
         found = self.shared(x)
-        out = torch.empty(
-            len(found.codes.values), self.out_features, dtype=x.dtype, device=x.device
-        )
-        self.product(found.codes, out)
-        y = out.view(*x.shape[:-1], self.out_features)
+        y = torch.empty(*x.shape[:-1], self.out_features, dtype=x.dtype, device=x.device)
+        self.product(found.codes, y.view(-1, self.out_features))
         return y if self.low_rank is None else y.add_(self._beside(self.low_rank, found, x))
 
     def _beside(self, branch: LowRank, found: ReadInput, x: Tensor) -> Tensor:
         if branch.rounded:
-            return cast("Tensor", branch(values_of(found.codes, x.dtype).view(x.shape)))
+            return cast("Tensor", branch(found.codes.values_of(x.dtype).view(x.shape)))
         if found.exact is None:
             raise RuntimeError("the transformed input of a low-rank branch was not kept")
         return cast("Tensor", branch(found.exact))

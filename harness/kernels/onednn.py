@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from harness.kernels.processor import INTEGER_UNITS, integer_units
-from harness.kernels.product import Kernel, Product
+from harness.kernels.contract import Kernel
+from harness.kernels.product import Product, refusal_of_groups
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from harness.kernels.product import IntegerWeight
+    from harness.quant.layers.linear import QuantLinear
 
 _TOKENS = 1024
 """Tokens for which the weight is laid out; any number can be computed."""
@@ -35,14 +37,18 @@ class OneDNNInt8(Kernel):
             return "this torch was built without oneDNN"
         return None
 
-    def product(self, weight: IntegerWeight, bias: Tensor | None) -> Product:
+    def refusal(self, layer: QuantLinear) -> str | None:
+        """It takes one step for each output channel and token."""
+        return refusal_of_groups(layer)
+
+    def product(self, layer: QuantLinear) -> Product:
         """Lay the weight out."""
-        return _Product(weight, bias)
+        return _Product(layer)
 
 
 class _Product(Product):
-    def __init__(self, weight: IntegerWeight, bias: Tensor | None) -> None:
-        super().__init__(weight, bias)
+    def lay_out(self, weight: IntegerWeight) -> None:
+        """Let oneDNN do it."""
         # held by no buffer: a layout of oneDNN can neither be copied nor moved
         self.held = torch.ops.onednn.qlinear_prepack(weight.codes, [_TOKENS, self.in_features])
         self.register_buffer("scale", weight.scale)

@@ -1,4 +1,4 @@
-"""Products of input and weight codes, and the arithmetic around them that all kernels share.
+"""Products of input and weight codes by a library, and torch's arithmetic around them.
 
 With codes ``C`` (step ``s``, zero point ``z`` of a token) and ``W`` (step ``t``, zero point ``v``
 of an output channel) over ``n`` input channels,
@@ -11,13 +11,12 @@ where the brackets are sums of integers, exact in 32 bits.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from harness.kernels.codes import offset
-from harness.kernels.fused import fused, is_worth_it
 
 if TYPE_CHECKING:
     from harness.kernels.codes import InputCodes
@@ -70,12 +69,12 @@ class Product(nn.Module):
     """``y = x W^T + bias`` from codes; a kernel adds the product of integers.
 
     Args:
-        weight: Codes and steps.
-        bias: ``[out_features]`` or None.
+        layer: With one step for each output channel.
     """
 
-    def __init__(self, weight: IntegerWeight, bias: Tensor | None) -> None:
+    def __init__(self, layer: QuantLinear) -> None:
         super().__init__()
+        weight, bias = integer_weight(layer), layer.bias
         self.out_features, self.in_features = weight.codes.shape
         sums = weight.codes.sum(1, dtype=torch.int64).double()
         if weight.zero is not None:
@@ -85,10 +84,15 @@ class Product(nn.Module):
         self.register_buffer("scaled_sums", (sums * weight.scale.double()).float())
         self.register_buffer("scaled_zeros", moved)
         self.register_buffer("constant", constant)
+        self.lay_out(weight)
 
     scaled_sums: Tensor
     scaled_zeros: Tensor | None
     constant: Tensor
+
+    @abstractmethod
+    def lay_out(self, weight: IntegerWeight) -> None:
+        """Keep the weight as it is multiplied."""
 
     @abstractmethod
     def scaled(self, values: Tensor) -> Tensor:
@@ -104,11 +108,11 @@ class Product(nn.Module):
         tokens = len(codes.values)
         on_processor = out.device.type == "cpu"
         step = max(_FEWEST, _BLOCK // self.out_features) if on_processor else max(1, tokens)
-        finish = fused(_finish_at_once) if is_worth_it(out) else _finish
         for start in range(0, tokens, step):
             part = slice(start, start + step)
             scale, zero = _rows(codes, part)
-            finish(out[part], self._centred(codes.values[part], zero), scale, self.constant)
+            y = self._centred(codes.values[part], zero)
+            out[part] = y.mul_(scale).add_(self.constant)
 
     def _centred(self, values: Tensor, zero: Tensor | None) -> Tensor:
         """``t [(C - z)(W - v)^T]``, float32 ``[tokens, out_features]``."""
@@ -121,47 +125,10 @@ class Product(nn.Module):
         return y
 
 
-def _finish(out: Tensor, y: Tensor, scale: Tensor, constant: Tensor) -> None:
-    """The input's step and the bias, in the place of ``y``."""
-    out.copy_(y.mul_(scale).add_(constant))
-
-
-def _finish_at_once(out: Tensor, y: Tensor, scale: Tensor, constant: Tensor) -> None:
-    """``_finish`` as one expression, to be compiled."""
-    out.copy_(y * scale + constant)
-
-
 def _rows(codes: InputCodes, part: slice) -> tuple[Tensor, Tensor | None]:
     if len(codes.scale) == 1:
         return codes.scale, codes.zero
     return codes.scale[part], None if codes.zero is None else codes.zero[part]
-
-
-class Kernel:
-    """What multiplies integers on a kind of device. A plug-in registers its own by entry point.
-
-    Attributes:
-        name: In the table, after ``kernel:``.
-        lanes: Width that the products are computed in.
-    """
-
-    name: ClassVar[str]
-    lanes: ClassVar[str] = "int8"
-
-    def missing(self, device: torch.device) -> str | None:
-        """Why it cannot run on a device at all; None where it can."""
-        raise NotImplementedError(self.name)
-
-    def refusal(self, layer: QuantLinear) -> str | None:
-        """Why it cannot compute a layer; None where it can.
-
-        What no kernel here can compute is refused; a kernel with groups overrides this.
-        """
-        return refusal_of_groups(layer)
-
-    def product(self, weight: IntegerWeight, bias: Tensor | None) -> Product:
-        """The product of a layer, its weight laid out as the kernel wants it."""
-        raise NotImplementedError(self.name)
 
 
 def refusal_of_groups(layer: QuantLinear) -> str | None:

@@ -9,12 +9,12 @@ from harness.errors import HarnessError, UsageError
 from harness.plug_in import load
 
 if TYPE_CHECKING:
-    from harness.kernels.product import Kernel
+    from harness.kernels.contract import Kernel
 
 GROUP = "harness.kernels"
 AUTO, OFF = "auto", "off"
 
-_FIRST = ("onednn-int8", "int-mm")
+_FIRST = ("x86-int8", "onednn-int8", "int-mm")
 """This package's kernels, in the order in which they are preferred."""
 
 

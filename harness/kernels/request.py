@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.kernels.processor import integer_units, limits
 from harness.kernels.registry import OFF, versions
+from harness.kernels.x86 import library
 from harness.spec import SIMULATED
 from harness.store.sources import sources_digest
 
@@ -16,8 +17,11 @@ OFF_REASON = "kernels are off"
 
 _SOURCES = tuple(
     f"harness.kernels.{name}"
-    for name in ("codes", "dispatch", "fused", "int_mm", "layer", "onednn", "product", "registry")
-)
+    for name in (
+        "codes", "contract", "dispatch", "int_mm", "layer", "onednn", "product", "registry",
+        "x86.kernel", "x86.rows", "x86.weight",
+    )
+)  # fmt: skip
 
 
 def execution_key(execution: str, setting: str) -> str | Mapping[str, Any]:
@@ -38,6 +42,7 @@ def execution_key(execution: str, setting: str) -> str | Mapping[str, Any]:
     return {
         "kernels": setting,
         "units": integer_units(),
+        "x86": library.units() and library.digest(),
         "limits": limits(),
         "plug-ins": versions(),
         "sources": sources_digest(_SOURCES),

@@ -1,0 +1,1 @@
+"""Products of 8-bit lanes on x86, in C that is compiled on the machine where it runs."""
