@@ -1,4 +1,4 @@
-"""The contract of kernels: what a plug-in registers under the entry point group ``harness.kernels``."""
+"""The contract of kernels; a plug-in registers its own as an entry point ``harness.kernels``."""
 
 from __future__ import annotations
 

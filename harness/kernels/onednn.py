@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from harness.kernels.processor import INTEGER_UNITS, integer_units
 from harness.kernels.contract import Kernel
+from harness.kernels.processor import INTEGER_UNITS, integer_units
 from harness.kernels.product import Product, refusal_of_groups
 
 if TYPE_CHECKING:

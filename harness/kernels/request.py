@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from harness.kernels.processor import integer_units, limits
-from harness.kernels.registry import OFF, versions
+from harness.kernels.registry import AUTO, OFF, versions
 from harness.kernels.x86 import library
 from harness.spec import SIMULATED
 from harness.store.sources import sources_digest
@@ -47,3 +47,13 @@ def execution_key(execution: str, setting: str) -> str | Mapping[str, Any]:
         "plug-ins": versions(),
         "sources": sources_digest(_SOURCES),
     }
+
+
+def holds_packed(setting: str, device: str) -> bool:
+    """Whether the kernel that a setting comes to first multiplies 4-bit weights as they lie.
+
+    Args:
+        setting: ``[execution] kernels``.
+        device: Where rows compute.
+    """
+    return device == "cpu" and setting in (AUTO, "x86-int8") and library.missing() is None

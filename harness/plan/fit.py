@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from harness.bits import BitSpec
 from harness.errors import InfraError
 from harness.kernels.registry import OFF
+from harness.kernels.request import holds_packed
 from harness.models.families import family_by_name
 from harness.models.offload import BLOCKS, COMPONENTS, NONE
 from harness.models.parts import parts
@@ -27,7 +28,7 @@ from harness.plan.memory import (
     peaks,
     sizes_of,
 )
-from harness.plan.memory_facts import LANE_BITS, MARGIN
+from harness.plan.memory_facts import HALF_LANE_BITS, LANE_BITS, MARGIN
 from harness.spec import SIMULATED
 
 if TYPE_CHECKING:
@@ -51,18 +52,23 @@ class Setting:
         offload: Value of ``[execution] offload``.
         workers: Workers side by side on the device.
         tiled: Whether decoding is tiled; None as the generation settings say.
-        kernels: Whether kernels may compute quantized rows, which then hold a byte a weight.
+        kernels: Whether kernels may compute quantized rows.
+        packed: Whether the kernel that comes first multiplies 4-bit weights as they lie; else, and
+            above 4 bits, a row holds a byte a weight.
     """
 
     offload: str = NONE
     workers: int = 1
     tiled: bool | None = None
     kernels: bool = False
+    packed: bool = False
 
     def held(self, bits: float | None) -> float | None:
         """Bits that a weight of a row takes while it samples, None without such a row."""
         # weights that travel between devices are computed by no kernel
-        return max(bits, LANE_BITS) if bits and self.kernels and self.offload == NONE else bits
+        if not bits or not self.kernels or self.offload != NONE:
+            return bits
+        return max(bits, HALF_LANE_BITS if self.packed and bits <= HALF_LANE_BITS else LANE_BITS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,7 +141,7 @@ class Budget:
         kernels = [(own.kernels, "")] + ([(False, "--kernels off")] if own.kernels else [])
         every = [
             (
-                Setting(offload=o, workers=w, tiled=t, kernels=k),
+                replace(own, offload=o, workers=w, tiled=t, kernels=k),
                 [text for text in (a, b, c, d) if text],
             )
             for w, a in workers
@@ -184,6 +190,7 @@ def budget_of(plan: Plan, model: ModelSpec, sizes: Sizes) -> Budget:
             offload=plan.experiment.execution.offload,
             workers=max(1, min(plan.jobs, len(cells))),
             kernels=plan.experiment.execution.kernels != OFF,
+            packed=holds_packed(plan.experiment.execution.kernels, plan.device.id),
         ),
     )
 

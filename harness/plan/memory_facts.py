@@ -153,5 +153,5 @@ PROCESS_BYTES = 900_000_000
 MARGIN = 0.2
 """How far an estimate may be off: tests hold it to this against measured peaks."""
 
-LANE_BITS = 8
-"""Bits a weight takes as a kernel multiplies it, whatever its codes have."""
+LANE_BITS, HALF_LANE_BITS = 8, 4
+"""Bits a weight takes as a kernel multiplies it: a lane, or half of one."""

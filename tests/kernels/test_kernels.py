@@ -8,26 +8,26 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from harness.kernels.codes import InputCodes, input_codes, values_of
+from harness.kernels.codes import input_codes
 from harness.kernels.dispatch import inexact, usable
-from harness.kernels.fused import is_worth_it, missing
 from harness.kernels.layer import KernelLinear, SharedInput
-from harness.kernels.product import WIDEST, IntegerWeight, Kernel, Product, integer_weight
+from harness.kernels.product import WIDEST, Product, integer_weight
 from harness.kernels.registry import kernel_names, load_kernel
 from harness.quant.layers.activation import (
     ActivationSpec,
     activation_codes,
     quantize_activation,
 )
-from harness.quant.layers.linear import WeightSpec, quantize_linear
+from harness.quant.layers.grid import Affine
+from harness.quant.layers.linear import QuantLinear, WeightSpec, quantize_linear
 from harness.quant.layers.low_rank import LowRank
 from harness.quant.layers.transform import ChannelScale
-from tests.kernels.exact import Exact, ExactProduct
+from tests.kernels.exact import Exact, ExactProduct, by_kernel
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.quant.layers.linear import QuantLinear
+    from harness.kernels.contract import Kernel
 
 CPU = torch.device("cpu")
 
@@ -81,7 +81,7 @@ def test_the_codes_are_those_of_the_simulation(
     codes = input_codes(x, spec)
     shift = 128 if bits == 8 and not symmetric else 0
     assert torch.equal(codes.values.float() + shift, activation_codes(x.float(), spec))
-    assert torch.equal(values_of(codes, dtype), quantize_activation(x, spec))
+    assert torch.equal(codes.values_of(dtype), quantize_activation(x, spec))
     assert codes.scale.shape == ((1, 1) if more == STATIC else (301, 1))
 
 
@@ -91,12 +91,18 @@ def test_the_codes_are_those_of_the_simulation(
 )
 def test_sums_of_products_are_exact(kernel: Kernel, tokens: int, width: int, outputs: int) -> None:
     generator = torch.Generator().manual_seed(tokens)
-    values = torch.randint(-128, 128, (tokens, width), generator=generator).to(torch.int8)
-    codes = torch.randint(-128, 128, (outputs, width), generator=generator).to(torch.int8)
-    product = kernel.product(IntegerWeight(codes, torch.ones(outputs), None), None)
-    out = torch.full((tokens, outputs), torch.nan)  # every value has to be written
-    product(InputCodes(values, torch.ones(1, 1), None), out)
-    assert torch.equal(out.long(), values.long() @ codes.long().t())
+    values = torch.randint(-128, 128, (tokens, width), generator=generator)
+    for bits in (4, 6, 8):
+        half = 1 << (bits - 1)
+        codes = torch.randint(-half, half, (outputs, width), generator=generator)
+        made = QuantLinear(
+            weight=WeightSpec(bits=bits), codes=codes, grid=Affine(torch.ones(outputs, 1), None),
+            bias=None, transforms=(),
+            activation=ActivationSpec(bits=8, static_low=-127.0, static_high=127.0),
+        )  # fmt: skip
+        out = torch.full((tokens, outputs), torch.nan)  # every value has to be written
+        kernel.product(made)(kernel.reader([made])(values.float()).codes, out)
+        assert torch.equal(out.long(), values @ codes.t())
 
 
 @pytest.mark.parametrize("kernel", here())
@@ -108,7 +114,7 @@ def test_a_layer_is_that_of_the_simulation(
 ) -> None:
     for tokens, width, outputs in ((1, 48, 24), (37, 130, 70)):
         made, x = layer(tokens, width, outputs, w=w, a=a, symmetric=symmetric, **more)
-        found = KernelLinear(made, kernel, SharedInput([made]))(x[None])
+        found = by_kernel(made, kernel)(x[None])
         expected = made.double()(x.double()[None])  # the simulation without its own rounding
         error = (found - expected).abs().amax() / expected.abs().amax()
         assert found.shape == (1, tokens, outputs)
@@ -125,26 +131,26 @@ def test_a_low_rank_branch_stands_beside_the_product(kernel: Kernel, rounded: bo
         rounded=rounded, gain=torch.tensor([1.0, 2.0]), text_tokens=2,
     )  # fmt: skip
     made.transforms.append(ChannelScale(torch.rand(48, generator=generator) + 0.5))
-    found = KernelLinear(made, kernel, SharedInput([made]))(x[None])
+    found = by_kernel(made, kernel)(x[None])
     torch.testing.assert_close(found, made(x[None]), rtol=1e-4, atol=1e-3)
 
 
 def test_many_tokens_are_computed_block_by_block() -> None:
     made, x = layer(3000, 32, 600, symmetric=False)
-    found = KernelLinear(made, Exact(), SharedInput([made]))(x)
+    found = by_kernel(made, Exact())(x)
     torch.testing.assert_close(found, made(x), rtol=1e-4, atol=1e-3)
 
 
 def test_the_output_has_the_dtype_of_the_input() -> None:
     made, x = layer()
-    half = KernelLinear(made, Exact(), SharedInput([made]))(x.bfloat16())
+    half = by_kernel(made, Exact())(x.bfloat16())
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), made(x.bfloat16().float()), rtol=1e-2, atol=1e-2)
 
 
 def test_readers_of_one_tensor_share_its_codes() -> None:
     (one, x), (two, _) = layer(seed=1), layer(seed=2)
-    shared = SharedInput([one, two])
+    shared = SharedInput(Exact().reader([one, two]), 2)
     mine, other = (KernelLinear(made, Exact(), shared) for made in (one, two))
     mine(x)
     kept = shared._found
@@ -159,7 +165,7 @@ def test_readers_of_one_tensor_share_its_codes() -> None:
 
 def test_a_tensor_that_was_written_to_is_read_again() -> None:
     (one, x), (two, _) = layer(seed=1), layer(seed=2)
-    shared = SharedInput([one, two])
+    shared = SharedInput(Exact().reader([one, two]), 2)
     mine, other = (KernelLinear(made, Exact(), shared) for made in (one, two))
     mine(x)
     x.mul_(3)
@@ -168,7 +174,7 @@ def test_a_tensor_that_was_written_to_is_read_again() -> None:
 
 def test_an_unread_input_is_not_kept_alive() -> None:
     (one, x), (two, _) = layer(seed=1), layer(seed=2)
-    shared = SharedInput([one, two])
+    shared = SharedInput(Exact().reader([one, two]), 2)
     mine = KernelLinear(one, Exact(), shared)
     mine(x.clone())  # gone at once: the next tensor may lie where it lay
     moved = x * 2
@@ -192,12 +198,12 @@ def test_a_kernel_that_loses_something_is_not_used(monkeypatch: pytest.MonkeyPat
     class Saturating(Exact):
         name = "saturating"
 
-        def product(self, weight: IntegerWeight, bias: Tensor | None) -> Product:
+        def product(self, layer: QuantLinear) -> Product:
             class Short(ExactProduct):
                 def scaled(self, values: Tensor) -> Tensor:
                     return super().scaled(values).clamp(-32768, 32767)
 
-            return Short(weight, bias)
+            return Short(layer)
 
     inexact.cache_clear()
     monkeypatch.setattr("harness.kernels.dispatch.load_kernel", lambda name: Saturating())
@@ -206,44 +212,3 @@ def test_a_kernel_that_loses_something_is_not_used(monkeypatch: pytest.MonkeyPat
     inexact.cache_clear()
     assert not found
     assert why == "saturating: its sums of products are not exact"
-
-
-compiles = pytest.mark.skipif(missing() is not None, reason=missing() or "")
-
-
-@compiles
-@pytest.mark.filterwarnings("ignore")  # what the compiler's own imports say
-@pytest.mark.parametrize("bits", [4, 6, 8])
-@pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("more", [{}, STATIC, {"clip_low": 0.9, "clip_high": 0.8}])
-def test_what_is_compiled_is_the_same_to_the_bit(
-    monkeypatch: pytest.MonkeyPatch, bits: int, symmetric: bool, more: dict[str, float]
-) -> None:
-    made, _ = layer(1, 96, 40, a=bits, symmetric=symmetric, **more)
-    for dtype, tokens in ((torch.float32, 33), (torch.bfloat16, 47)):
-        x = torch.randn(tokens, 96, generator=torch.Generator().manual_seed(bits)).to(dtype)
-        x[3], x[4, 5] = 0, 50
-        found = []
-        for worth in (1, 1 << 60):
-            monkeypatch.setattr("harness.kernels.fused.WORTH", worth)
-            codes = input_codes(x, made.activation_spec)
-            found.append((codes, KernelLinear(made, Exact(), SharedInput([made]))(x)))
-        (fused, y), (plain, expected) = found
-        assert torch.equal(fused.values, plain.values)
-        assert torch.equal(fused.scale, plain.scale)
-        assert (fused.zero is None) == (plain.zero is None) == symmetric
-        if fused.zero is not None and plain.zero is not None:
-            assert torch.equal(fused.zero, plain.zero)
-        assert torch.equal(y, expected)
-
-
-def test_nothing_is_compiled_where_it_is_switched_off_or_not_worth_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert not is_worth_it(torch.zeros(4, 4))
-    monkeypatch.setattr("harness.kernels.fused.WORTH", 1)
-    monkeypatch.setenv("HARNESS_FUSE", "0")
-    missing.cache_clear()
-    assert not is_worth_it(torch.zeros(4, 4))
-    assert missing() == "HARNESS_FUSE is 0"
-    missing.cache_clear()

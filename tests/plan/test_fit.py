@@ -201,6 +201,9 @@ def test_a_row_that_a_kernel_may_compute_holds_a_byte_a_weight(
 ):
     setting = Setting(offload=offload, kernels=kernels)
     assert setting.held(4) == bits
+    packed = replace(setting, packed=True)  # as a kernel takes them that widens them on the way
+    assert (packed.held(4), packed.held(3)) == (4, 4 if bits == 8 else 3)
+    assert packed.held(6) == (8 if bits == 8 else 6)
     assert setting.held(None) is None
     assert Setting(kernels=True).held(16) == 16
 

@@ -11,7 +11,7 @@ import torch
 from harness.kernels.contract import ReadInput, wants_exact
 from harness.kernels.x86 import library
 from harness.kernels.x86.threads import in_parts
-from harness.quant.layers.activation import ActivationSpec, activation_grid, in_chunks
+from harness.quant.layers.activation import activation_grid, in_chunks
 from harness.quant.layers.grid import code_range
 from harness.quant.layers.hadamard import held_factors
 from harness.quant.layers.transform import ChannelScale, Hadamard, Kronecker
@@ -116,14 +116,15 @@ class RowReader:
             if not spec.symmetric and not centred:
                 zeros = torch.empty(steps.shape, dtype=torch.int32)
         sums = torch.empty(tokens, segments, dtype=torch.int32) if self.sums else None
-        chain = self.chain.steps if self.chain.known else ()
-        exact = torch.empty_like(flat) if self.keeps and len(chain) else None
+        chain = self.chain.steps
+        links = len(chain) if self.chain.known else 0
+        exact = torch.empty_like(flat) if self.keeps and links else None
         told = library.Rows(
             x=flat.data_ptr(), exact=None if exact is None else exact.data_ptr(),
             lanes=lanes.data_ptr(), steps=steps.data_ptr(),
             zeros=None if zeros is None else zeros.data_ptr(),
             sums=None if sums is None else sums.data_ptr(),
-            chain=ctypes.cast(chain, ctypes.c_void_p) if len(chain) else None, links=len(chain),
+            chain=ctypes.cast(chain, ctypes.c_void_p), links=links,
             tokens=tokens, width=width, group=spec.group if grouped else width,
             segment=self.segment, bottom=low, top=high, low=spec.clip_low, high=spec.clip_high,
             step=step, zero=point, fixed=spec.is_static, symmetric=spec.symmetric,
