@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from harness.kernels.contract import Kernel
 from harness.kernels.product import WIDEST
 from harness.kernels.x86 import library
-from harness.kernels.x86.rows import DTYPES, TILE, RowReader, segment_of
+from harness.kernels.x86.rows import DTYPES, TILE, RowReader, address, segment_of
 from harness.kernels.x86.threads import in_parts
 from harness.kernels.x86.weight import tiled_weight
 
@@ -93,10 +93,10 @@ class _Product(nn.Module):
         target = out if direct else torch.empty(out.shape, dtype=torch.float32)
         tokens, groups = codes.steps.shape
         told = library.Product(
-            lanes=codes.lanes.data_ptr(), steps=codes.steps.data_ptr(), zeros=_at(codes.zeros),
-            sums=_at(codes.sums), weight=self.lanes.data_ptr(), shifts=_at(self.shifts),
+            lanes=codes.lanes.data_ptr(), steps=codes.steps.data_ptr(), zeros=address(codes.zeros),
+            sums=address(codes.sums), weight=self.lanes.data_ptr(), shifts=address(self.shifts),
             weight_steps=self.steps.data_ptr(), weight_sums=self.sums.data_ptr(),
-            weight_zeros=_at(self.zeros), bias=self.constant.data_ptr(), out=target.data_ptr(),
+            weight_zeros=address(self.zeros), bias=self.constant.data_ptr(), out=target.data_ptr(),
             tokens=len(out), outputs=self.out_features, columns=self.steps.shape[1],
             segments=self.segments, tiles=-(-self.segment // TILE),
             token_stride=groups if tokens > 1 else 0, segment_stride=int(groups > 1),
@@ -112,7 +112,3 @@ class _Product(nn.Module):
         in_parts(some, len(self.lanes))
         if not direct:
             out.copy_(target)
-
-
-def _at(value: Tensor | None) -> int | None:
-    return None if value is None else value.data_ptr()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -29,7 +29,7 @@ TILE, SIDE = 64, 32
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _SCALE, _HADAMARD, _KRONECKER = 0, 1, 2
 _VECTOR = 16
-_LANE_OFFSET = 128
+_LANE_BITS, _LANE_OFFSET = 8, 128
 
 
 class RowLanes(NamedTuple):
@@ -88,57 +88,80 @@ class RowReader:
         self.width, self.segment = first.in_features, segment_of(first)
         self.keeps, self.sums = wants_exact(layers), sums
         self.chain = _Chain(first.transforms)
+        self.grouped = 0 < self.spec.group < self.width
+        self.offset = 0 if library.tile_units() else _LANE_OFFSET
+        # the difference of a code and a zero point of 8 bits has nine
+        self.keeps_zeros = not self.spec.symmetric and self.spec.bits == _LANE_BITS
+        self.fixed = _fixed(self.spec)
 
     def __call__(self, x: Tensor) -> ReadInput:
         """Read an input; one of another dtype than 32 or 16 bits is read as float32."""
-        spec, width = self.spec, self.width
         if not self.chain.known:
             x = in_chunks(x, self.chain.by_torch)
-        flat = x.reshape(-1, width).contiguous()
+        flat = x.reshape(-1, self.width).contiguous()
         flat = flat if flat.dtype in DTYPES else flat.float()
-        tokens, segments = len(flat), width // self.segment
-        tiles = -(-self.segment // TILE)
-        signed = library.tile_units()
-        offset = 0 if signed else _LANE_OFFSET
-        centred = spec.bits < 8
-        grouped = bool(spec.group) and spec.group < width
-        low, high = code_range(spec.bits, spec.symmetric)
-        lanes = torch.empty(-(-tokens // SIDE), segments, tiles, SIDE, TILE, dtype=torch.uint8)
-        step, point, zero, zeros = 0.0, 0.0, offset, None
-        if spec.is_static:
-            grid = activation_grid(flat[:1].float(), spec)
-            step, point = float(grid.scale), 0.0 if grid.zero is None else float(grid.zero)
-            steps = torch.full((1, 1), step)
-            if not spec.symmetric and not centred:
-                zero = int(point) - _LANE_OFFSET + offset
-        else:
-            steps = torch.empty(tokens, segments if grouped else 1)
-            if not spec.symmetric and not centred:
-                zeros = torch.empty(steps.shape, dtype=torch.int32)
-        sums = torch.empty(tokens, segments, dtype=torch.int32) if self.sums else None
-        chain = self.chain.steps
-        links = len(chain) if self.chain.known else 0
+        found = self._room(len(flat))
+        links = len(self.chain.steps) if self.chain.known else 0
         exact = torch.empty_like(flat) if self.keeps and links else None
         told = library.Rows(
-            x=flat.data_ptr(), exact=None if exact is None else exact.data_ptr(),
-            lanes=lanes.data_ptr(), steps=steps.data_ptr(),
-            zeros=None if zeros is None else zeros.data_ptr(),
-            sums=None if sums is None else sums.data_ptr(),
-            chain=ctypes.cast(chain, ctypes.c_void_p), links=links,
-            tokens=tokens, width=width, group=spec.group if grouped else width,
-            segment=self.segment, bottom=low, top=high, low=spec.clip_low, high=spec.clip_high,
-            step=step, zero=point, fixed=spec.is_static, symmetric=spec.symmetric,
-            dtype=DTYPES[flat.dtype], centred=centred, offset=offset,
+            x=flat.data_ptr(), exact=address(exact), lanes=address(found.lanes),
+            steps=address(found.steps), zeros=address(found.zeros), sums=address(found.sums),
+            chain=ctypes.cast(self.chain.steps, ctypes.c_void_p), links=links, tokens=len(flat),
+            dtype=DTYPES[flat.dtype], **self._rounding(),
         )  # fmt: skip
-        room = 2 * -(-width // _VECTOR) * _VECTOR
+        room = 2 * -(-self.width // _VECTOR) * _VECTOR
 
         def some(begin: int, end: int) -> None:
             work = torch.empty(room)
             library.library().round_rows(ctypes.byref(told), begin, end, work.data_ptr())
 
-        in_parts(some, tokens)
+        in_parts(some, len(flat))
         kept = (flat if exact is None else exact).view(x.shape) if self.keeps else None
-        return ReadInput(RowLanes(lanes, steps, zeros, sums, zero, tokens, self.segment), kept)
+        return ReadInput(found, kept)
+
+    def _room(self, tokens: int) -> RowLanes:
+        """Where the lanes of so many tokens go; a fixed range has its step there already."""
+        spec, segments = self.spec, self.width // self.segment
+        shape = -(-tokens // SIDE), segments, -(-self.segment // TILE), SIDE, TILE
+        zero, zeros = self.offset, None
+        if spec.is_static:
+            steps = torch.full((1, 1), self.fixed[0])
+            if self.keeps_zeros:
+                zero += int(self.fixed[1]) - _LANE_OFFSET
+        else:
+            steps = torch.empty(tokens, segments if self.grouped else 1)
+            if self.keeps_zeros:
+                zeros = torch.empty(steps.shape, dtype=torch.int32)
+        return RowLanes(
+            lanes=torch.empty(shape, dtype=torch.uint8), steps=steps, zeros=zeros,
+            sums=torch.empty(tokens, segments, dtype=torch.int32) if self.sums else None,
+            zero=zero, tokens=tokens, segment=self.segment,
+        )  # fmt: skip
+
+    def _rounding(self) -> dict[str, Any]:
+        """What is the same for all inputs."""
+        spec = self.spec
+        bottom, top = code_range(spec.bits, spec.symmetric)
+        step, zero = self.fixed
+        return {
+            "width": self.width, "group": spec.group if self.grouped else self.width,
+            "segment": self.segment, "bottom": bottom, "top": top, "low": spec.clip_low,
+            "high": spec.clip_high, "step": step, "zero": zero, "fixed": spec.is_static,
+            "symmetric": spec.symmetric, "centred": spec.bits < _LANE_BITS, "offset": self.offset,
+        }  # fmt: skip
+
+
+def address(value: Tensor | None) -> int | None:
+    """Where a tensor lies, for C; None for none."""
+    return None if value is None else value.data_ptr()
+
+
+def _fixed(spec: ActivationSpec) -> tuple[float, float]:
+    """Step and zero point of a fixed range; zeros where each token has its own."""
+    if not spec.is_static:
+        return 0.0, 0.0
+    grid = activation_grid(torch.zeros(1), spec)
+    return float(grid.scale), 0.0 if grid.zero is None else float(grid.zero)
 
 
 class _Chain:
