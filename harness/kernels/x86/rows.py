@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from harness.quant.layers.activation import ActivationSpec
     from harness.quant.layers.linear import QuantLinear
 
 TILE, SIDE = 64, 32
