@@ -125,13 +125,10 @@ def _compiled() -> Path:
     compiler = _compiler()
     if compiler is None:
         raise OSError("no C compiler")
-    flags = (*_FLAGS, *(_TILE_FLAGS if all(map(has, _TILES)) else ()))
-    asked = subprocess.run(
-        [compiler, "--version"], capture_output=True, text=True, check=True, timeout=_SECONDS
-    )
-    said = hashlib.sha256(f"{asked.stdout}{flags}{digest()}".encode()).hexdigest()[:16]
+    tiles = _TILE_FLAGS if all(map(has, _TILES)) else ()
+    said = hashlib.sha256(f"{_run(compiler, '--version')}{tiles}{digest()}".encode())
     folder = Path(platformdirs.user_cache_dir("vdit-quant-harness")) / "kernels"
-    path = folder / f"x86-{said}.so"
+    path = folder / f"x86-{said.hexdigest()[:16]}.so"
     if path.exists():
         return path
     try:
@@ -141,16 +138,24 @@ def _compiled() -> Path:
         folder = Path(tempfile.mkdtemp(prefix="harness-x86-"))
         work, path = folder, folder / path.name
     made = work / "made.so"
+    told = [*_FLAGS, "-o", str(made), *(str(_FOLDER / name) for name in _SOURCES)]
     try:
-        subprocess.run(
-            [compiler, *flags, "-o", str(made), *(str(_FOLDER / name) for name in _SOURCES)],
-            capture_output=True, text=True, check=True, timeout=_SECONDS,
-        )  # fmt: skip
+        try:
+            _run(compiler, *tiles, *told)
+        except subprocess.CalledProcessError:
+            if not tiles:
+                raise
+            _run(compiler, *told)  # one that does not know tile units yet
         made.replace(path)
     finally:
         if work != folder:
             shutil.rmtree(work, ignore_errors=True)
     return path
+
+
+def _run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_SECONDS)
+    return done.stdout
 
 
 def _compiler() -> str | None:

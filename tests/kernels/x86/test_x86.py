@@ -266,12 +266,25 @@ def test_it_is_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> No
     library.library.cache_clear()
     run = subprocess.run
 
-    def asking(command: list[str], **more: Any) -> Any:
-        assert command[1:] == ["--version"]
+    def asking(command: tuple[str, ...], **more: Any) -> Any:
+        assert command[1:] == ("--version",)
         return run(command, **more)
 
     monkeypatch.setattr(library.subprocess, "run", asking)
     library.library()
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_compiler_that_does_not_know_tile_units_makes_the_rest(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    real = library._compiler()
+    old = tmp_path / "cc"
+    old.write_text(f'#!/bin/sh\ncase "$*" in *amx*) exit 1;; esac\nexec {real} "$@"\n')
+    old.chmod(0o755)
+    monkeypatch.setenv("CC", str(old))
+    assert library.missing() is None
+    assert library.units() == "vnni"
 
 
 @pytest.mark.usefixtures("fresh")
